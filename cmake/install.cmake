@@ -1,0 +1,22 @@
+# make install: library, header, program, worker, pkg-config file, CMake package, man pages, completion.
+include(CMakePackageConfigHelpers)
+
+install(TARGETS dpinfer EXPORT dpinferTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+install(DIRECTORY include/dpinfer DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+if(TARGET dpinfer-cli)
+  install(TARGETS dpinfer-cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+endif()
+install(TARGETS dpinfer-worker RUNTIME DESTINATION libexec/dpinfer)
+
+configure_file(cmake/dpinfer.pc.in dpinfer.pc @ONLY)
+install(FILES ${CMAKE_BINARY_DIR}/dpinfer.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+install(EXPORT dpinferTargets NAMESPACE dpinfer:: FILE dpinferConfig.cmake
+        DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/dpinfer)
+write_basic_package_version_file(${CMAKE_BINARY_DIR}/dpinferConfigVersion.cmake COMPATIBILITY SameMajorVersion)
+install(FILES ${CMAKE_BINARY_DIR}/dpinferConfigVersion.cmake DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/dpinfer)
+
+file(GLOB man_pages CONFIGURE_DEPENDS man/*.1)
+install(FILES ${man_pages} DESTINATION ${CMAKE_INSTALL_MANDIR}/man1)
+if(EXISTS ${CMAKE_SOURCE_DIR}/completions/dpinfer.bash)
+  install(FILES completions/dpinfer.bash DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions RENAME dpinfer)
+endif()

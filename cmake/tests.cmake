@@ -1,0 +1,54 @@
+# One process and one time limit per test. A test that needs what is not there exits with 77 and counts as skipped.
+pkg_check_modules(CMOCKA REQUIRED IMPORTED_TARGET cmocka)
+set(DPI_PYTHON "python3" CACHE STRING "Python with onnx and numpy, for tests that make models")
+set(dpi_test_environment
+    "DPI_SRC=${CMAKE_SOURCE_DIR}" "DPI_BUILD=${CMAKE_BINARY_DIR}" "DPI_PYTHON=${DPI_PYTHON}"
+    "DPINFER=${CMAKE_BINARY_DIR}/dpinfer" "DPINFER_WORKER=${CMAKE_BINARY_DIR}/dpinfer-worker"
+    "DPINFER_CACHE=${CMAKE_BINARY_DIR}/test-cache"
+    "ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1:abort_on_error=0"
+    "LSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/suppressions/lsan.txt:print_suppressions=0"
+    "TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/suppressions/tsan.txt:halt_on_error=1:exitcode=66"
+    "UBSAN_OPTIONS=print_stacktrace=1")
+
+function(dpi_test name)
+  set_tests_properties(${name} PROPERTIES TIMEOUT 240 SKIP_RETURN_CODE 77 ENVIRONMENT "${dpi_test_environment}")
+endfunction()
+
+foreach(layer base ipc backend data runtime api)
+  file(GLOB sources CONFIGURE_DEPENDS tests/${layer}/test_*.c)
+  file(GLOB helpers CONFIGURE_DEPENDS tests/${layer}/*.c)
+  list(FILTER helpers EXCLUDE REGEX "/test_[^/]*$")
+  foreach(file ${sources})
+    get_filename_component(name ${file} NAME_WE)
+    add_executable(${name} ${file} ${helpers})
+    target_include_directories(${name} PRIVATE tests)
+    target_link_libraries(${name} PRIVATE ${dpi_layers} PkgConfig::CMOCKA)
+    add_dependencies(${name} dpinfer-worker)
+    add_test(NAME ${layer}/${name} COMMAND ${name})
+    dpi_test(${layer}/${name})
+  endforeach()
+endforeach()
+
+file(GLOB scripts CONFIGURE_DEPENDS tests/*/test_*.sh tests/*/test_*.py)
+foreach(file ${scripts})
+  get_filename_component(name ${file} NAME_WE)
+  get_filename_component(folder ${file} DIRECTORY)
+  get_filename_component(folder ${folder} NAME)
+  if(file MATCHES "\\.py$")
+    add_test(NAME ${folder}/${name} COMMAND ${DPI_PYTHON} ${file})
+  else()
+    add_test(NAME ${folder}/${name} COMMAND bash ${file})
+  endif()
+  dpi_test(${folder}/${name})
+endforeach()
+
+if(DPI_FUZZ)
+  file(GLOB fuzzers CONFIGURE_DEPENDS tests/fuzz/fuzz_*.c)
+  foreach(file ${fuzzers})
+    get_filename_component(name ${file} NAME_WE)
+    add_executable(${name} ${file})
+    target_compile_options(${name} PRIVATE -fsanitize=fuzzer)
+    target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+    target_link_libraries(${name} PRIVATE ${dpi_layers})
+  endforeach()
+endif()

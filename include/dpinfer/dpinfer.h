@@ -1,0 +1,373 @@
+/*
+ * dpinfer: data-parallel neural-network inference on every device of one machine.
+ *
+ * The model of this interface
+ * ---------------------------
+ * A *session* is one trained model opened on a list of devices. Each device is owned by one *worker*, a process of
+ * its own (isolation=thread puts it into the caller's process). A *batch* is the rows of one call; a row is one
+ * sample, index 0 of the first axis. dpi_forward and dpi_submit split a batch that the caller holds in memory;
+ * dpi_run shards a data set that the workers read and write by themselves. Results come back in order, exactly once.
+ *
+ * Conventions
+ * -----------
+ * - Functions return a dpi_status; DPI_OK is 0. Every one takes a `dpi_error *` (may be NULL) that receives the
+ *   status and one sentence: what happened, to which file or device, and what to do next.
+ * - Structures that the caller fills begin with `struct_size = sizeof(the structure)`; every other field may be zero,
+ *   which always means the default. DPI_INIT(type) does both.
+ * - Strings are UTF-8 and copied unless a comment says otherwise. Shapes are in elements, sizes in bytes, times in
+ *   the unit of the name.
+ * - A session may be used from several threads at once. dpi_close must be the last call on it.
+ * - After fork(), a child may only call dpi_close on an inherited session, which unmaps and nothing else; every
+ *   other call returns DPI_E_FORKED.
+ * - dpinfer starts one thread per session in the caller's process (the supervisor). It installs no signal handler.
+ */
+#ifndef DPINFER_DPINFER_H
+#define DPINFER_DPINFER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define DPI_API __attribute__((visibility("default")))
+#else
+#define DPI_API
+#endif
+
+/* ---- status and errors ------------------------------------------------------------------------------------------ */
+
+/* One row per status: name, number, who is at fault ('u' the user's mistake: exit code 2, 'r' run time: exit code 1,
+ * '-' neither), meaning. Grouped by what broke. */
+#define DPI_STATUS_LIST(X)                                                                                             \
+    X(DPI_OK, 0, '-', "done")                                                                                          \
+    X(DPI_BUSY, 1, '-', "the queue is full")                                                                           \
+    X(DPI_TIMEOUT, 2, '-', "the deadline passed; the batch goes on")                                                   \
+    X(DPI_CANCELLED, 3, '-', "cancelled by the caller")                                                                \
+    X(DPI_E_ARGUMENT, 16, 'u', "an argument or option is wrong")                                                       \
+    X(DPI_E_MODEL, 17, 'u', "the model cannot be used")                                                                \
+    X(DPI_E_BACKEND, 18, 'u', "the backend or its library cannot be used")                                             \
+    X(DPI_E_DEVICE, 19, 'u', "the device does not exist or lacks what was asked")                                      \
+    X(DPI_E_DATA, 20, 'u', "a source, sink, dtype or shape is wrong")                                                  \
+    X(DPI_E_ENGINE, 32, 'r', "the engine failed while running")                                                        \
+    X(DPI_E_WORKER, 33, 'r', "a worker died, hung or broke the protocol")                                              \
+    X(DPI_E_IO, 34, 'r', "reading or writing failed")                                                                  \
+    X(DPI_E_SYSTEM, 35, 'r', "the operating system refused, or memory ran out")                                        \
+    X(DPI_E_CLOSED, 36, 'r', "the session has failed or is closing")                                                   \
+    X(DPI_E_FORKED, 37, 'u', "the session belongs to the process before fork()")                                       \
+    X(DPI_E_INTERNAL, 38, 'r', "an invariant of dpinfer itself does not hold")
+
+typedef enum dpi_status {
+#define X(name, number, blame, text) name = number,
+    DPI_STATUS_LIST(X)
+#undef X
+} dpi_status;
+
+typedef struct dpi_error {
+    dpi_status status;
+    char message[1020]; /* always terminated; empty when status is DPI_OK */
+} dpi_error;
+
+/* Name of a status ("DPI_E_MODEL"), or "?" for a number that is none. Never NULL; static storage. */
+DPI_API const char *dpi_status_name(dpi_status status);
+/* Exit code for a program that ends with this status: 0, 1 or 2. */
+DPI_API int dpi_status_exit_code(dpi_status status);
+
+/* "0.1.0"; static storage. */
+DPI_API const char *dpi_version(void);
+
+/* ---- tensors ---------------------------------------------------------------------------------------------------- */
+
+/* name, number (fixed for ever: it crosses processes and files), bytes per element, short name */
+#define DPI_DTYPE_LIST(X)                                                                                              \
+    X(DPI_BOOL, 1, 1, "bool")                                                                                          \
+    X(DPI_I8, 2, 1, "int8")                                                                                            \
+    X(DPI_U8, 3, 1, "uint8")                                                                                           \
+    X(DPI_I16, 4, 2, "int16")                                                                                          \
+    X(DPI_U16, 5, 2, "uint16")                                                                                         \
+    X(DPI_I32, 6, 4, "int32")                                                                                          \
+    X(DPI_U32, 7, 4, "uint32")                                                                                         \
+    X(DPI_I64, 8, 8, "int64")                                                                                          \
+    X(DPI_U64, 9, 8, "uint64")                                                                                         \
+    X(DPI_F16, 10, 2, "float16")                                                                                       \
+    X(DPI_BF16, 11, 2, "bfloat16")                                                                                     \
+    X(DPI_F32, 12, 4, "float32")                                                                                       \
+    X(DPI_F64, 13, 8, "float64")
+
+typedef enum dpi_dtype {
+    DPI_DTYPE_NONE = 0,
+#define X(name, number, bytes, text) name = number,
+    DPI_DTYPE_LIST(X)
+#undef X
+} dpi_dtype;
+
+/* Bytes of one element, 0 for a number that is no dtype. */
+DPI_API size_t dpi_dtype_size(dpi_dtype dtype);
+/* "float32" and so on, "?" for a number that is no dtype. Static storage. */
+DPI_API const char *dpi_dtype_name(dpi_dtype dtype);
+
+#define DPI_MAX_RANK 8
+
+/* A dense, C-ordered array. Axis 0 is the row axis, except for a broadcast input. */
+typedef struct dpi_tensor {
+    const char *name; /* of the model's input or output; NULL: by position */
+    dpi_dtype dtype;
+    int rank;
+    int64_t shape[DPI_MAX_RANK]; /* in a description, -1 stands for an axis that the data decides */
+    void *data;                  /* borrowed; see each function */
+} dpi_tensor;
+
+/* ---- session ---------------------------------------------------------------------------------------------------- */
+
+typedef struct dpi_session dpi_session;
+
+typedef enum dpi_precision {
+    DPI_PRECISION_MODEL = 0, /* the model's own; never silently lower */
+    DPI_PRECISION_FP32,
+    DPI_PRECISION_TF32,
+    DPI_PRECISION_FP16,
+    DPI_PRECISION_BF16,
+} dpi_precision;
+
+typedef enum dpi_isolation {
+    DPI_ISOLATION_PROCESS = 0, /* one process per worker */
+    DPI_ISOLATION_THREAD,      /* workers are threads of the caller (one device: the caller's own thread). Lost: a
+                                  crash of the engine is a crash of the caller, a hang cannot be ended. Not every
+                                  backend allows more than one device this way. */
+} dpi_isolation;
+
+typedef enum dpi_wait_mode {
+    DPI_WAIT_AUTO = 0, /* spin only where every waiter has a core of its own, else yield briefly and block */
+    DPI_WAIT_BLOCK,    /* futex at once */
+    DPI_WAIT_YIELD,    /* spin with sched_yield, never block while a batch is in flight */
+    DPI_WAIT_SPIN,     /* spin without yielding; for callers and workers that each have a core of their own */
+} dpi_wait_mode;
+
+typedef enum dpi_log_level { DPI_LOG_ERROR = 1, DPI_LOG_WARNING, DPI_LOG_INFO, DPI_LOG_DEBUG } dpi_log_level;
+
+/* Receives one line, without newline. Called from any thread that runs dpinfer code; must not call dpinfer. */
+typedef void (*dpi_log_fn)(void *context, dpi_log_level level, const char *line);
+
+typedef struct dpi_key_value {
+    const char *key;
+    const char *value;
+} dpi_key_value;
+
+typedef struct dpi_options {
+    size_t struct_size;
+
+    /* The model: a path, or bytes in memory (borrowed until dpi_open returns). */
+    const char *model_path;
+    const void *model_data;
+    size_t model_bytes;
+    const char *model_format; /* of model_data: "onnx" (default), "sim" */
+
+    const char *devices; /* "auto" (default), or a list: "cpu:0,cpu:1", "cpu:0-3,8-11", "cpu:all", "cpu:numa0", "sim:0*64" */
+    const char *backend; /* NULL: the first that opens this kind of file */
+    const char *library; /* path of the backend's library; NULL: environment, beside the program, Python environment */
+    dpi_precision precision;
+
+    size_t batch;                  /* most rows of one slice, per device; 0: 64 */
+    size_t total_batch_size;       /* fixed split: even shares of this many rows, the remainder spread; 0: adaptive */
+    const size_t *batch_size_list; /* fixed split: one share per device (zero allowed for some); NULL: adaptive */
+    size_t batch_size_count;
+
+    const char *const *output_names; /* the outputs wanted, in this order; NULL: all of the model's */
+    size_t output_count;
+    const dpi_tensor *broadcast; /* inputs that are the same for every row: name, dtype, shape, data; copied */
+    size_t broadcast_count;
+    bool trust_rows;    /* skip the refusal of models whose rows depend on each other */
+    bool deterministic; /* refuse a set of devices whose engines are not bit-identical */
+
+    dpi_isolation isolation;
+    dpi_wait_mode wait_mode;
+    size_t queue_depth;       /* batches in flight at most; 0: 16, at most 64 */
+    uint64_t arena_max_bytes; /* of inputs, and of outputs; 0: the machine's memory */
+
+    const char *provider; /* onnxruntime: execution provider; NULL: CPU */
+    const dpi_key_value *provider_options;
+    size_t provider_option_count;
+    const dpi_key_value *backend_options; /* passed to the backend; "2.key" applies to worker 2 alone */
+    size_t backend_option_count;
+
+    const char *worker_path; /* the worker program; NULL: DPINFER_WORKER, beside the library, ../libexec/dpinfer */
+    const char *cache_dir;   /* NULL: $DPINFER_CACHE, $XDG_CACHE_HOME/dpinfer or ~/.cache/dpinfer; "": no cache */
+    uint64_t cache_max_bytes;     /* 0: 10 GiB */
+    uint32_t compile_timeout_ms;  /* 0: 600,000; also the limit of the first run of a new shape */
+    uint32_t slice_timeout_ms;    /* 0: the larger of 10 s and 20 times the prediction */
+
+    dpi_log_fn log; /* NULL: warnings and errors to standard error */
+    void *log_context;
+    dpi_log_level log_level; /* 0: warnings */
+} dpi_options;
+
+#ifdef __cplusplus
+#define DPI_INIT(type) (type{sizeof(type)})
+#else
+#define DPI_INIT(type) ((type){.struct_size = sizeof(type)})
+#endif
+
+/* Opens a model on its devices: starts all workers at once and returns when every one is ready.
+ * On success *session is the caller's, to be ended by dpi_close; on failure it is NULL and nothing is left running.
+ * Blocks for as long as the slowest device takes to load or compile. */
+DPI_API dpi_status dpi_open(const dpi_options *options, dpi_session **session, dpi_error *error);
+
+/* Ends the session: cancels what is in flight, ends the workers, frees everything, also buffers of dpi_alloc.
+ * NULL is fine. Never fails; takes at most a few seconds. */
+DPI_API void dpi_close(dpi_session *session);
+
+/* ---- one batch -------------------------------------------------------------------------------------------------- */
+
+typedef uint64_t dpi_ticket; /* names a submitted batch; 0 is none */
+
+typedef struct dpi_batch {
+    size_t struct_size;
+    const dpi_tensor *inputs; /* all inputs that are not broadcast; equal shape[0]; shape[0] may be 0 */
+    size_t input_count;
+    /* Where results go. For each output of the session, in its order or by name: `data` is memory of the caller
+     * large enough for its rows (dtype and shape are checked when rank > 0), or NULL for a view of the session's own
+     * memory. NULL array: views of all. Memory from dpi_alloc(DPI_OUTPUT) is written in place by the workers; plain
+     * memory is filled by the thread that waits. */
+    const dpi_tensor *outputs;
+    size_t output_count;
+    int64_t queue_timeout_ms; /* how long to wait for room in a full queue: 0 for ever, < 0 not at all (DPI_BUSY) */
+} dpi_batch;
+
+/* Puts a batch in flight. Input memory that is not from dpi_alloc has been copied when this returns; memory from
+ * dpi_alloc belongs to the session until the batch is terminal, as do output buffers. Any thread. */
+DPI_API dpi_status dpi_submit(dpi_session *session, const dpi_batch *batch, dpi_ticket *ticket, dpi_error *error);
+
+/* Waits for a batch until it is terminal or timeout_ms has passed (0: for ever; < 0: only look).
+ * `outputs` (may be NULL) receives name, dtype, shape and data of every output. On DPI_TIMEOUT the batch goes on and
+ * can be waited for again. Any other status ends the ticket, except that a ticket with views stays until dpi_release.
+ * One thread at a time per ticket. */
+DPI_API dpi_status dpi_wait(dpi_session *session, dpi_ticket ticket, int64_t timeout_ms, dpi_tensor *outputs,
+                            size_t output_count, dpi_error *error);
+
+/* Gives the views of a finished ticket back. After it their memory must not be read. */
+DPI_API dpi_status dpi_release(dpi_session *session, dpi_ticket ticket, dpi_error *error);
+
+/* Asks a batch in flight to end early: slices that have not started are dropped. The ticket still has to be waited
+ * for; dpi_wait then returns DPI_CANCELLED, or DPI_OK where everything had been done already. */
+DPI_API dpi_status dpi_cancel(dpi_session *session, dpi_ticket ticket, dpi_error *error);
+
+/* dpi_submit and dpi_wait in one. `timeout_ms` covers both (0: for ever). After DPI_TIMEOUT the batch is abandoned:
+ * it finishes by itself, its buffers from dpi_alloc stay the session's until then, plain output memory is not
+ * touched any more. Outputs must be memory of the caller (no views). */
+DPI_API dpi_status dpi_forward(dpi_session *session, const dpi_tensor *inputs, size_t input_count,
+                               const dpi_tensor *outputs, size_t output_count, int64_t timeout_ms, dpi_error *error);
+
+/* A descriptor that is readable while at least one batch has become terminal since it was last read (8 bytes, as an
+ * eventfd). Owned by the session; for poll, epoll and event loops. -1 with an error where there is none. */
+DPI_API int dpi_event_fd(dpi_session *session, dpi_error *error);
+
+typedef enum dpi_direction { DPI_INPUT = 1, DPI_OUTPUT = 2 } dpi_direction;
+
+/* Memory that every worker sees, so that batches in it are not copied. Aligned to 4,096 bytes, not cleared.
+ * NULL with an error when the arena's limit is reached. Freed by dpi_free or dpi_close. Any thread. */
+DPI_API void *dpi_alloc(dpi_session *session, size_t bytes, dpi_direction direction, dpi_error *error);
+/* NULL is fine. A buffer that a batch in flight still uses is freed when that batch is terminal. */
+DPI_API dpi_status dpi_free(dpi_session *session, void *memory, dpi_error *error);
+
+/* ---- a data set ------------------------------------------------------------------------------------------------- */
+
+typedef struct dpi_progress {
+    size_t struct_size;
+    uint64_t rows_done;
+    uint64_t rows_total;
+    double seconds;               /* since the run began */
+    const uint64_t *worker_rows;  /* rows finished by each worker; valid during the call */
+    size_t worker_count;
+} dpi_progress;
+
+/* Called from the thread in dpi_run, about ten times a second and once at the end. Non-zero: finish the slices in
+ * flight and return DPI_CANCELLED. */
+typedef int (*dpi_progress_fn)(void *context, const dpi_progress *progress);
+
+typedef struct dpi_run_options {
+    size_t struct_size;
+    /* Sources, one per input: "[NAME=]FILE.npy" or "[NAME=]random:SHAPE:DTYPE:N" (SHAPE as 3x224x224 without the row
+     * axis). Row i of every source belongs to row i of the result. */
+    const char *const *inputs;
+    size_t input_count;
+    /* Sinks: "[NAME=]FILE.npy", "[NAME=]FILE.csv" (the top classes of a row) or "none". */
+    const char *const *outputs;
+    size_t output_count;
+    uint64_t row_begin, row_end; /* rows A:B of the sources; row_end 0: to the end */
+    size_t top;                  /* classes per row in a .csv sink; 0: 1 */
+    const char *labels_path;     /* class names, one a line, for .csv sinks; NULL: numbers */
+    bool no_overwrite;           /* refuse when an output file exists */
+    dpi_progress_fn progress;
+    void *progress_context;
+} dpi_run_options;
+
+typedef struct dpi_run_result {
+    size_t struct_size;
+    uint64_t rows;
+    double seconds;
+} dpi_run_result;
+
+/* Computes every row of the sources and writes the sinks, which appear under their names only when whole: until then
+ * they are FILE.part, removed on failure. Blocks; one run at a time per session. */
+DPI_API dpi_status dpi_run(dpi_session *session, const dpi_run_options *options, dpi_run_result *result,
+                           dpi_error *error);
+
+/* ---- facts ------------------------------------------------------------------------------------------------------ */
+
+typedef struct dpi_worker_info {
+    const char *device;      /* "cpu:0-3" */
+    const char *backend;     /* "onnxruntime" */
+    const char *library;     /* path of the library in use, "" for none */
+    const char *version;     /* of the library */
+    const char *fingerprint; /* of the engine, hex */
+    int64_t pid;             /* 0 in thread isolation */
+    uint32_t generation;     /* starts counting at 1 */
+    double open_seconds;     /* from spawn to ready */
+    bool from_cache;
+} dpi_worker_info;
+
+typedef struct dpi_description {
+    size_t struct_size;
+    const dpi_tensor *inputs; /* the inputs that a batch must bring; shape[0] is -1 */
+    size_t input_count;
+    const dpi_tensor *outputs;
+    size_t output_count;
+    const dpi_worker_info *workers;
+    size_t worker_count;
+    size_t batch;        /* most rows of one slice */
+    size_t fixed_batch;  /* rows that every engine call has (short ones are padded inside), 0 where free */
+    bool bit_identical;  /* all engines have one fingerprint */
+    double tolerance;    /* largest difference between the probes of the workers, relative to max |y| */
+} dpi_description;
+
+/* What the session is. Pointers stay valid until dpi_close. Any thread. */
+DPI_API dpi_status dpi_describe(dpi_session *session, dpi_description *description, dpi_error *error);
+
+typedef struct dpi_worker_stats {
+    uint64_t slices, rows, stolen; /* finished; stolen: of those, planned for another worker */
+    /* Where this worker's time went since dpi_open, nanoseconds. */
+    uint64_t wait_ns, load_ns, copy_in_ns, compute_ns, copy_out_ns;
+    double fixed_us, row_us; /* learnt cost of a slice of n rows: fixed + n * row */
+} dpi_worker_stats;
+
+typedef struct dpi_stats_data {
+    size_t struct_size;
+    uint64_t batches, rows, failed_batches;
+    uint64_t copy_in_ns, copy_out_ns;       /* done by the caller's threads, for plain memory */
+    uint64_t copied_in_bytes, copied_out_bytes;
+    uint64_t arena_input_bytes, arena_output_bytes; /* committed now */
+    uint64_t wake_ns;                       /* from the last slice's end to the waiter's return, summed */
+    dpi_worker_stats *workers;              /* caller's array, may be NULL */
+    size_t worker_count;                    /* its length in; workers of the session out */
+} dpi_stats_data;
+
+/* Any thread, any time; does not disturb what runs. */
+DPI_API dpi_status dpi_stats(dpi_session *session, dpi_stats_data *stats, dpi_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,186 @@
+/*
+ * The caller's side: what a dpi_session is. Public functions (src/api) check arguments and call these.
+ *
+ * Threads: any number of callers, and the supervisor (supervisor.c), which spawns workers, reads their sockets and
+ * logs, and watches them. `lock` guards everything that is not marked otherwise; it is never held while waiting for a
+ * worker or copying rows.
+ */
+#ifndef DPI_RUNTIME_SESSION_H
+#define DPI_RUNTIME_SESSION_H
+
+#include "base/log.h"
+#include "base/topology.h"
+#include "ipc/arena.h"
+#include "ipc/bell.h"
+#include "ipc/channel.h"
+#include "ipc/child.h"
+#include "ipc/claim.h"
+#include "ipc/layout.h"
+#include "runtime/device.h"
+#include "runtime/plan.h"
+#include "runtime/setup.h"
+#include "runtime/worker.h"
+
+#include <pthread.h>
+
+#define SESSION_LOG_LINES 12
+#define SESSION_LOG_WIDTH 240
+
+typedef struct session_worker {
+    /* supervisor's alone */
+    child process;
+    int log_pipe;
+    char log_part[2048]; /* an unfinished line */
+    size_t log_part_length;
+    char log_lines[SESSION_LOG_LINES][SESSION_LOG_WIDTH]; /* ring of the last ones */
+    size_t log_count;
+    int64_t spawned_ns, cpu_seen_ns, cpu_moved_ns;
+    uint64_t heartbeat_seen;
+    int64_t heartbeat_ns;
+    bool ended;
+
+    /* set up before the worker starts, then constant */
+    int socket, page_fd;
+    worker_page *page;
+    uint32_t generation;
+    pthread_t thread; /* isolation=thread */
+    bool thread_runs;
+    worker *in_process;
+
+    /* under the session's lock */
+    bool ready;
+    worker_report report;
+    json_t *reply; /* to the question that is out */
+    uint64_t samples_seen;
+    double busy_ns; /* predicted work in flight */
+} session_worker;
+
+/* A block of dpi_alloc. */
+typedef struct user_block {
+    uint64_t offset;
+    arena *arena;
+    unsigned uses; /* by batches in flight */
+    bool freed;
+} user_block;
+
+typedef struct batch batch; /* batch.c */
+
+typedef enum session_state { SESSION_OPENING, SESSION_OPEN, SESSION_FAILED } session_state;
+
+struct dpi_session {
+    /* constant after open */
+    logger log;
+    const backend *backend;
+    device_list devices;
+    size_t count; /* workers */
+    session_worker *workers;
+    worker_setup *setups;
+    char *worker_path;
+    int model_fd, event_fd;
+    arena *control_arena, *inputs, *outputs;
+    control *control;
+    signature sig;          /* all inputs and the wanted outputs */
+    bool is_broadcast[PORT_MAX];
+    size_t batch_input_count; /* inputs that are not broadcast */
+    size_t max_rows, fixed_rows;
+    bool bit_identical, in_caller;
+    double tolerance;
+    size_t *shares; /* fixed split: rows per worker and round; NULL: adaptive */
+    bool shares_even; /* made from total_batch_size: a short round is spread evenly too */
+    size_t queue_depth;
+    bell_patience patience;
+    uint32_t compile_timeout_ms, slice_timeout_ms;
+    dpi_isolation isolation;
+    _Atomic uint32_t *fork_guard; /* 1; a page that a forked child finds wiped */
+    pthread_mutex_t engine_lock;  /* thread isolation with one device */
+
+    pthread_t supervisor;
+    bool supervisor_runs;
+    int supervisor_wake; /* eventfd */
+    _Atomic uint32_t quit;
+
+    pthread_mutex_t lock;
+    pthread_cond_t changed; /* state, replies, free slots */
+    session_state state;
+    _Atomic uint32_t failed; /* state == SESSION_FAILED, all workers dead: readable without the lock */
+    dpi_error failure;
+
+    planner *planner;
+    batch *batches; /* list of all tickets */
+    batch *slots[LAYOUT_SLOTS];
+    uint32_t sequence;
+    uint64_t next_ticket;
+    unsigned in_flight;
+    user_block *blocks;
+    size_t block_count, block_capacity;
+    struct shape_memo { /* output shapes for input shapes with free axes */
+        int64_t inputs[PORT_MAX][DPI_MAX_RANK], outputs[PORT_MAX][DPI_MAX_RANK];
+        bool used;
+    } *memos;
+    size_t memo_next;
+    uint32_t next_job;
+    bool running; /* a dpi_run */
+
+    /* statistics */
+    uint64_t batches_done, rows_done, batches_failed, copy_in_ns, copy_out_ns, copied_in_bytes, copied_out_bytes,
+        wake_ns;
+
+    /* what dpi_describe hands out */
+    dpi_tensor describe_inputs[PORT_MAX], describe_outputs[PORT_MAX];
+    dpi_worker_info *describe_workers;
+};
+
+#define SESSION_MEMOS 16
+
+/* ---- session.c ---- */
+dpi_status session_open(const dpi_options *options, dpi_session **out, dpi_error *error);
+void session_close(dpi_session *s);
+/* DPI_OK, or why no call may be made on this session: forked, failed. */
+dpi_status session_usable(dpi_session *s, dpi_error *error);
+/* Asks worker w and waits for its answer (a new reference); DPI_E_* of its failure. One question per worker at a time:
+ * the caller holds no lock. `fds` are sent along. */
+dpi_status session_ask(dpi_session *s, size_t w, const json_t *question, const int *fds, size_t fd_count,
+                       json_t **answer, dpi_error *error);
+/* Complete row shapes of all outputs for complete input shapes (axis 0 is ignored). Asks a worker where it must. */
+dpi_status session_output_shapes(dpi_session *s, int64_t inputs[PORT_MAX][DPI_MAX_RANK],
+                                 int64_t outputs[PORT_MAX][DPI_MAX_RANK], dpi_error *error);
+void session_describe(dpi_session *s, dpi_description *d);
+void session_stats(dpi_session *s, dpi_stats_data *stats);
+
+/* ---- supervisor.c ---- */
+dpi_status supervisor_start(dpi_session *s, dpi_error *error);
+/* Ends all workers and the thread. */
+void supervisor_stop(dpi_session *s);
+
+/* ---- batch.c ---- */
+dpi_status batch_submit(dpi_session *s, const dpi_batch *b, int64_t deadline_ns, dpi_ticket *ticket, dpi_error *error);
+dpi_status batch_wait(dpi_session *s, dpi_ticket ticket, int64_t deadline_ns, bool abandon, dpi_tensor *outputs,
+                      size_t output_count, dpi_error *error);
+dpi_status batch_release(dpi_session *s, dpi_ticket ticket, dpi_error *error);
+dpi_status batch_cancel(dpi_session *s, dpi_ticket ticket, dpi_error *error);
+void *block_alloc(dpi_session *s, size_t bytes, dpi_direction direction, dpi_error *error);
+dpi_status block_free(dpi_session *s, void *memory, dpi_error *error);
+/* Frees all tickets; the workers are dead. */
+void batch_free_all(dpi_session *s);
+
+/* A chunk of a run: `rows` rows from source row first_row on, to the sinks from result_row on, by job `job`.
+ * records[o] > 0: bytes per row of output o's .csv records. Waits for a free slot. */
+typedef struct shard_chunk {
+    uint32_t job;
+    uint64_t rows, first_row, result_row;
+    const int64_t (*input_shapes)[DPI_MAX_RANK], (*output_shapes)[DPI_MAX_RANK]; /* complete but for axis 0 */
+    const size_t *record_bytes;
+} shard_chunk;
+dpi_status batch_submit_chunk(dpi_session *s, const shard_chunk *chunk, dpi_ticket *ticket, dpi_error *error);
+/* Records of output o of a finished chunk, until batch_release. */
+const void *batch_records(dpi_session *s, dpi_ticket ticket, size_t output);
+
+/* ---- inline.c ---- */
+/* Thread isolation with one device: the batch runs here and now on the caller's thread and memory. */
+dpi_status inline_forward(dpi_session *s, const void *const *inputs, int64_t (*input_shapes)[DPI_MAX_RANK],
+                          void *const *outputs, int64_t (*output_shapes)[DPI_MAX_RANK], size_t rows, dpi_error *error);
+
+/* ---- run.c ---- */
+dpi_status session_run(dpi_session *s, const dpi_run_options *options, dpi_run_result *result, dpi_error *error);
+
+#endif

@@ -1,0 +1,109 @@
+/*
+ * The worker: owns one device and one engine, claims slices, computes them, says so. The same code runs as the
+ * program dpinfer-worker and, in thread isolation, as a thread of the caller.
+ */
+#ifndef DPI_RUNTIME_WORKER_H
+#define DPI_RUNTIME_WORKER_H
+
+#include "backend/backend.h"
+#include "ipc/channel.h"
+#include "ipc/claim.h"
+#include "ipc/layout.h"
+#include "runtime/setup.h"
+
+#include <pthread.h>
+
+#define WORKER_MAX_DEPTH 8
+
+typedef struct worker_job worker_job; /* sources and sinks of a run; worker_job.h */
+
+/* Memory of a worker's own: for padded slices, rows read from files, and results on their way to one. */
+typedef struct scratch {
+    void *data;
+    size_t bytes;
+} scratch;
+
+/* One slice on its way through the engine. */
+typedef struct flight {
+    bool used;
+    uint32_t slot, slice, sequence, flags;
+    bool stolen;
+    size_t rows, call_rows;   /* of the slice; of the engine call (more when padded) */
+    uint64_t first_row;       /* within the batch */
+    backend_call call;
+    backend_array inputs[PORT_MAX], outputs[PORT_MAX];
+    scratch in[PORT_MAX], out[PORT_MAX];
+    int64_t started_ns, loaded_ns;
+    bool new_shape;
+} flight;
+
+/* Places to look for work, remembered per slot so that no word is tried twice for the same batch. */
+typedef struct slot_cursor {
+    uint32_t sequence, next;
+} slot_cursor;
+
+typedef struct worker {
+    uint32_t index, generation;
+    const control *control;
+    unsigned char *inputs, *outputs; /* the arenas; outputs begins with the claims */
+    worker_page *page;
+    int socket, event_fd, model_fd;
+    logger log;
+
+    worker_setup setup;
+    const backend *backend;
+    backend_library *library;
+    backend_engine *engine;
+    void *model_data; /* mapping of model_fd */
+    size_t model_bytes;
+    signature sig;
+    backend_array broadcast[PORT_MAX]; /* per input; data != NULL for a broadcast input */
+    size_t max_rows, fixed_rows;       /* fixed_rows: the model's own */
+    int depth;
+
+    flight flights[WORKER_MAX_DEPTH];
+    unsigned flight_head, flight_count; /* ring: oldest at head */
+    slot_cursor cursors[LAYOUT_SLOTS];
+    uint32_t mail_seen;
+    worker_job *jobs; /* list */
+    size_t largest_rows; /* of any call so far: a larger one is a new shape */
+    int64_t last_idle_ns;
+    pthread_mutex_t *engine_lock; /* thread isolation with one device: the caller's thread runs the engine too */
+} worker;
+
+/* Reads the setup message, loads the backend, opens the engine, probes it, and sends the report (or the failure).
+ * DPI_OK: the worker is ready. */
+dpi_status worker_open(worker *w, dpi_error *error);
+/* Serves until control.shutdown. */
+void worker_loop(worker *w);
+/* Frees what worker_open took; only in thread isolation (a worker process ends by _exit). */
+void worker_close(worker *w);
+
+/* Messages of the caller: jobs and questions. Called by worker_loop when control.workers[].mail has moved. */
+void worker_handle_mail(worker *w);
+
+/* Fills the page's error and returns its status (worker-side failure of a slice). */
+dpi_status worker_page_error(worker *w, const dpi_error *error);
+
+/* Shared memory of this worker by name; mapped read-only where it is not ours to write. */
+static inline claims *worker_claims(const worker *w, uint32_t slot)
+{
+    return (claims *)(void *)(w->outputs + slot * sizeof(claims));
+}
+
+/* ---- slices (worker_slice.c) ---- */
+
+/* Finds a slice that this worker may compute and moves its claim to RUNNING; false when there is none now. When some
+ * may become fit to be stolen later, *look_again_ns is when (CLOCK_NEVER otherwise). */
+bool worker_claim(worker *w, flight *f, int64_t *look_again_ns);
+/* Points the call's arrays at the slice's rows: in place where possible, else through scratch. */
+dpi_status worker_prepare(worker *w, flight *f, dpi_error *error);
+/* After the engine: moves results that stand in scratch to where they belong. */
+dpi_status worker_deliver(worker *w, flight *f, dpi_error *error);
+/* DONE or BAD, counters, bells. */
+void worker_finish(worker *w, flight *f, dpi_status status);
+
+/* scratch of at least `bytes`, 64-byte aligned; false when out of memory */
+bool scratch_ensure(scratch *s, size_t bytes);
+
+#endif

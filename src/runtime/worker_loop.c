@@ -1,0 +1,127 @@
+#include "base/clock.h"
+#include "ipc/bell.h"
+#include "runtime/worker.h"
+
+#include <stdlib.h>
+
+static void add(_Atomic uint64_t *counter, int64_t value)
+{
+    if (value > 0)
+        atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + (uint64_t)value,
+                              memory_order_relaxed);
+}
+
+/* What the supervisor sees of a running slice. */
+static void show_busy(worker *w, const flight *f)
+{
+    worker_page *page = w->page;
+    atomic_store_explicit(&page->busy_rows, f ? (uint32_t)f->call_rows : 0, memory_order_relaxed);
+    atomic_store_explicit(&page->busy_first, f ? f->new_shape : 0, memory_order_relaxed);
+    atomic_store_explicit(&page->busy_slot, f ? f->slot : 0, memory_order_relaxed);
+    atomic_store_explicit(&page->busy_slice, f ? f->slice : 0, memory_order_relaxed);
+    atomic_store_explicit(&page->busy_since_ns, f ? f->started_ns : 0, memory_order_release);
+}
+
+static void account(worker *w, const flight *f, backend_timing timing, int64_t computed_ns)
+{
+    int64_t copies = (int64_t)(timing.copy_in_ns + timing.copy_out_ns);
+    add(&w->page->load_ns, f->loaded_ns - f->started_ns);
+    add(&w->page->copy_in_ns, (int64_t)timing.copy_in_ns);
+    add(&w->page->copy_out_ns, (int64_t)timing.copy_out_ns);
+    add(&w->page->compute_ns, computed_ns - f->loaded_ns - copies);
+}
+
+/* The engine is through with the oldest flight (or never got it: `status`). */
+static void land(worker *w, flight *f, dpi_status status, backend_timing timing, dpi_error *error)
+{
+    int64_t computed_ns = clock_now_ns();
+    if (!status) {
+        account(w, f, timing, computed_ns);
+        if ((f->flags & BATCH_SHARD) || f->call_rows != f->rows) {
+            status = worker_deliver(w, f, error);
+            add(&w->page->copy_out_ns, clock_now_ns() - computed_ns);
+        }
+    }
+    if (status)
+        worker_page_error(w, error);
+    f->used = false;
+    /* Not busy before the word is terminal: the supervisor must never see an idle worker with a RUNNING slice. */
+    worker_finish(w, f, status);
+    if (w->flight_count <= 1)
+        show_busy(w, NULL);
+}
+
+/* Claims and starts one slice; false when there was none. */
+static bool take_off(worker *w, int64_t *look_again_ns)
+{
+    unsigned index = (w->flight_head + w->flight_count) % (unsigned)w->depth;
+    flight *f = &w->flights[index];
+    if (!worker_claim(w, f, look_again_ns))
+        return false;
+    dpi_error error;
+    error_clear(&error);
+    f->used = true;
+    f->started_ns = clock_now_ns();
+    if (w->last_idle_ns) {
+        add(&w->page->wait_ns, f->started_ns - w->last_idle_ns);
+        w->last_idle_ns = 0;
+    }
+    dpi_status status = worker_prepare(w, f, &error);
+    f->loaded_ns = clock_now_ns();
+    if (!w->flight_count)
+        show_busy(w, f);
+    backend_timing timing = {0};
+    if (status || w->depth == 1) {
+        if (w->engine_lock)
+            pthread_mutex_lock(w->engine_lock);
+        if (!status)
+            status = w->backend->run(w->engine, &f->call, &timing, &error);
+        if (w->engine_lock)
+            pthread_mutex_unlock(w->engine_lock);
+        land(w, f, status, timing, &error);
+        return true;
+    }
+    status = w->backend->enqueue(w->engine, (int)index, &f->call, &error);
+    if (status)
+        land(w, f, status, timing, &error);
+    else
+        w->flight_count++;
+    return true;
+}
+
+static void land_oldest(worker *w)
+{
+    flight *f = &w->flights[w->flight_head];
+    dpi_error error;
+    error_clear(&error);
+    show_busy(w, f);
+    backend_timing timing = {0};
+    dpi_status status = w->backend->wait(w->engine, (int)w->flight_head, &timing, &error);
+    land(w, f, status, timing, &error);
+    w->flight_head = (w->flight_head + 1) % (unsigned)w->depth;
+    w->flight_count--;
+}
+
+void worker_loop(worker *w)
+{
+    const worker_control *mine = &w->control->workers[w->index];
+    bell_patience patience = {.mode = (dpi_wait_mode)w->control->wait_mode, .spin_us = w->control->spin_us};
+    while (!atomic_load(&w->control->shutdown)) {
+        uint32_t seen = atomic_load(&mine->bell);
+        if (atomic_load_explicit(&mine->mail, memory_order_acquire) != w->mail_seen)
+            worker_handle_mail(w);
+        int64_t look_again_ns = CLOCK_NEVER;
+        if (w->flight_count < (unsigned)w->depth && take_off(w, &look_again_ns))
+            continue;
+        if (w->flight_count) {
+            land_oldest(w);
+            continue;
+        }
+        if (!w->last_idle_ns)
+            w->last_idle_ns = clock_now_ns();
+        bell_wait(&mine->bell, seen, &w->page->sleeping, patience, look_again_ns);
+    }
+    while (w->flight_count)
+        land_oldest(w);
+    atomic_store(&w->page->stage, STAGE_LEAVING);
+}

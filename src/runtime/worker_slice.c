@@ -1,0 +1,340 @@
+/* Claiming slices, finding their rows, and finishing them. */
+#include "base/clock.h"
+#include "ipc/bell.h"
+#include "runtime/worker.h"
+#include "runtime/worker_job.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- claiming --------------------------------------------------------------------------------------------------- */
+
+static double slice_cost_ns(const worker *w, uint32_t who, uint64_t rows)
+{
+    const worker_control *c = &w->control->workers[who];
+    return (double)atomic_load_explicit(&c->fixed_ns, memory_order_relaxed) +
+           (double)rows * (double)atomic_load_explicit(&c->row_ns, memory_order_relaxed);
+}
+
+/* From whichever state may be taken to RUNNING by us. */
+static bool try_take(worker *w, _Atomic uint64_t *word, claim now)
+{
+    claim running = {
+        .sequence = now.sequence, .generation = w->generation, .worker = w->index, .state = CLAIM_RUNNING};
+    return claim_move(word, now, running);
+}
+
+static bool claim_shared(worker *w, const batch_desc *b, uint32_t sequence, claims *c, flight *f)
+{
+    uint32_t count = atomic_load_explicit(&b->slice_count, memory_order_relaxed), untried;
+    while (hint_step(&c->next, sequence, &untried)) {
+        if (untried > count || count > LAYOUT_SLICES)
+            return false; /* the slot is being given to another batch */
+        uint32_t i = count - untried;
+        claim now = claim_load(&c->word[i]);
+        if (now.sequence != sequence)
+            return false;
+        if ((now.state == CLAIM_FREE || now.state == CLAIM_CLAIMED) && try_take(w, &c->word[i], now)) {
+            f->slice = i;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Slices planned for this worker, in order. */
+static bool claim_own(worker *w, const batch_desc *b, uint32_t slot, uint32_t sequence, claims *c, flight *f)
+{
+    slot_cursor *cursor = &w->cursors[slot];
+    uint32_t first = atomic_load_explicit(&b->first_slice[w->index], memory_order_relaxed);
+    uint32_t end = atomic_load_explicit(&b->first_slice[w->index + 1], memory_order_relaxed);
+    if (cursor->sequence != sequence)
+        *cursor = (slot_cursor){.sequence = sequence, .next = first};
+    for (; cursor->next < end && cursor->next < LAYOUT_SLICES; cursor->next++) {
+        claim now = claim_load(&c->word[cursor->next]);
+        if (now.sequence != sequence)
+            return false; /* not published yet (its rows are still being copied in), or another batch */
+        if ((now.state == CLAIM_FREE || now.state == CLAIM_CLAIMED) && try_take(w, &c->word[cursor->next], now)) {
+            f->slice = cursor->next++;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Whether taking `victim`'s last unstarted slice, `ahead` of them in all, makes the batch end sooner: we would be done
+ * before the victim gets through them. A victim that is far behind the plan has lost its claim to the prediction. */
+static bool worth_stealing(const worker *w, const batch_desc *b, uint32_t victim, uint32_t ahead, int64_t *look_again_ns)
+{
+    uint64_t rows = b->slice_rows[victim];
+    double mine = slice_cost_ns(w, w->index, rows), theirs = slice_cost_ns(w, victim, rows) * ahead;
+    if (mine * 1.1 < theirs)
+        return true;
+    int64_t late_ns = b->published_ns + 2 * b->predicted_ns + 1000000;
+    if (clock_now_ns() > late_ns)
+        return true;
+    if (late_ns < *look_again_ns)
+        *look_again_ns = late_ns;
+    return false;
+}
+
+static bool claim_stolen(worker *w, const batch_desc *b, uint32_t sequence, claims *c, flight *f,
+                         int64_t *look_again_ns)
+{
+    for (uint32_t i = 1; i < w->control->worker_count; i++) {
+        uint32_t victim = (w->index + i) % w->control->worker_count;
+        uint32_t first = atomic_load_explicit(&b->first_slice[victim], memory_order_relaxed);
+        uint32_t end = atomic_load_explicit(&b->first_slice[victim + 1], memory_order_relaxed);
+        if (first >= end || end > LAYOUT_SLICES)
+            continue;
+        uint32_t last = end - 1;
+        claim now = claim_load(&c->word[last]);
+        while (now.sequence == sequence && now.state != CLAIM_CLAIMED && now.state != CLAIM_FREE && last > first)
+            now = claim_load(&c->word[--last]); /* the tail may have been stolen by others already */
+        if (now.sequence != sequence || (now.state != CLAIM_CLAIMED && now.state != CLAIM_FREE))
+            continue;
+        uint32_t ahead = 1;
+        for (uint32_t at = last; at > first && claim_load(&c->word[at - 1]).state == CLAIM_CLAIMED; at--)
+            ahead++;
+        if (worth_stealing(w, b, victim, ahead, look_again_ns) && try_take(w, &c->word[last], now)) {
+            f->slice = last;
+            f->stolen = true;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Active slots, oldest batch first; returns how many. */
+static unsigned slots_in_order(const worker *w, uint32_t slots[LAYOUT_SLOTS], uint32_t sequences[LAYOUT_SLOTS])
+{
+    unsigned count = 0;
+    for (uint64_t active = atomic_load_explicit(&w->control->active, memory_order_acquire); active;
+         active &= active - 1) {
+        uint32_t slot = (uint32_t)__builtin_ctzll(active);
+        uint32_t sequence = atomic_load_explicit(&w->control->batches[slot].sequence, memory_order_acquire);
+        if (!sequence)
+            continue;
+        unsigned at = count++;
+        for (; at > 0 && (int32_t)(sequences[at - 1] - sequence) > 0; at--) {
+            slots[at] = slots[at - 1];
+            sequences[at] = sequences[at - 1];
+        }
+        slots[at] = slot;
+        sequences[at] = sequence;
+    }
+    return count;
+}
+
+bool worker_claim(worker *w, flight *f, int64_t *look_again_ns)
+{
+    uint32_t slots[LAYOUT_SLOTS], sequences[LAYOUT_SLOTS];
+    unsigned count = slots_in_order(w, slots, sequences);
+    f->stolen = false;
+    for (int pass = 0; pass < 2; pass++) {
+        for (unsigned i = 0; i < count; i++) {
+            const batch_desc *b = &w->control->batches[slots[i]];
+            claims *c = worker_claims(w, slots[i]);
+            uint32_t flags = atomic_load_explicit(&b->flags, memory_order_relaxed);
+            f->slot = slots[i];
+            f->sequence = sequences[i];
+            f->flags = flags;
+            bool found = pass == 0 ? (flags & BATCH_SHARD ? claim_shared(w, b, sequences[i], c, f)
+                                                          : claim_own(w, b, slots[i], sequences[i], c, f))
+                                   : (flags & BATCH_STEAL) && claim_stolen(w, b, sequences[i], c, f, look_again_ns);
+            if (found)
+                return true;
+        }
+    }
+    return false;
+}
+
+/* ---- the rows of a slice ---------------------------------------------------------------------------------------- */
+
+bool scratch_ensure(scratch *s, size_t bytes)
+{
+    if (s->bytes >= bytes && s->data)
+        return true;
+    size_t rounded = (bytes + 4095) / 4096 * 4096 + 4096;
+    void *data = aligned_alloc(4096, rounded);
+    if (!data)
+        return false;
+    free(s->data);
+    s->data = data;
+    s->bytes = rounded;
+    return true;
+}
+
+/* Which rows of its batch slice f->slice is. */
+static void find_rows(const worker *w, const batch_desc *b, flight *f)
+{
+    if (f->flags & BATCH_SHARD) {
+        uint64_t rows = b->slice_rows[0];
+        f->first_row = rows * f->slice;
+        f->rows = (size_t)(b->rows - f->first_row < rows ? b->rows - f->first_row : rows);
+        return;
+    }
+    uint32_t low = 0, high = w->control->worker_count; /* the owner: the last w with first_slice[w] <= slice */
+    while (high - low > 1) {
+        uint32_t middle = (low + high) / 2;
+        if (atomic_load_explicit(&b->first_slice[middle], memory_order_relaxed) <= f->slice)
+            low = middle;
+        else
+            high = middle;
+    }
+    uint64_t rows = b->slice_rows[low];
+    f->first_row =
+        b->share_row[low] + rows * (f->slice - atomic_load_explicit(&b->first_slice[low], memory_order_relaxed));
+    uint64_t left = b->share_row[low + 1] - f->first_row;
+    f->rows = (size_t)(left < rows ? left : rows);
+}
+
+static void set_array(backend_array *a, const layout_array *from, size_t rows)
+{
+    a->rank = (int)from->rank;
+    memcpy(a->shape, from->shape, sizeof a->shape);
+    if (!from->broadcast && a->rank > 0)
+        a->shape[0] = (int64_t)rows;
+}
+
+/* Repeats the last row up to call_rows: never reads or writes beyond the user's rows. */
+static void pad_rows(void *data, size_t row_bytes, size_t rows, size_t call_rows)
+{
+    unsigned char *base = data;
+    for (size_t row = rows; row < call_rows; row++)
+        memcpy(base + row * row_bytes, base + (rows - 1) * row_bytes, row_bytes);
+}
+
+static dpi_status out_of_memory(dpi_error *error, size_t bytes)
+{
+    return error_set(error, DPI_E_SYSTEM, "the worker cannot allocate %zu bytes for a slice; lower --batch", bytes);
+}
+
+static dpi_status prepare_inputs(worker *w, const batch_desc *b, flight *f, dpi_error *error)
+{
+    for (uint32_t i = 0; i < b->input_count; i++) {
+        const layout_array *in = &b->inputs[i];
+        set_array(&f->inputs[i], in, f->call_rows);
+        if (w->broadcast[i].data) {
+            f->inputs[i] = w->broadcast[i];
+            continue;
+        }
+        if (f->flags & BATCH_SHARD)
+            continue; /* worker_job_load */
+        unsigned char *rows = w->inputs + in->offset + f->first_row * in->row_bytes;
+        f->inputs[i].data = rows;
+        if (f->call_rows == f->rows)
+            continue;
+        if (!scratch_ensure(&f->in[i], in->row_bytes * f->call_rows))
+            return out_of_memory(error, in->row_bytes * f->call_rows);
+        memcpy(f->in[i].data, rows, in->row_bytes * f->rows);
+        pad_rows(f->in[i].data, in->row_bytes, f->rows, f->call_rows);
+        f->inputs[i].data = f->in[i].data;
+    }
+    return DPI_OK;
+}
+
+static dpi_status prepare_outputs(worker *w, const batch_desc *b, flight *f, dpi_error *error)
+{
+    bool in_place = !(f->flags & BATCH_SHARD) && f->call_rows == f->rows;
+    for (uint32_t i = 0; i < b->output_count; i++) {
+        const layout_array *out = &b->outputs[i];
+        set_array(&f->outputs[i], out, f->call_rows);
+        f->outputs[i].data = w->outputs + out->offset + f->first_row * out->row_bytes;
+        if (in_place)
+            continue;
+        if (!scratch_ensure(&f->out[i], out->row_bytes * f->call_rows))
+            return out_of_memory(error, out->row_bytes * f->call_rows);
+        f->outputs[i].data = f->out[i].data;
+    }
+    return DPI_OK;
+}
+
+dpi_status worker_prepare(worker *w, flight *f, dpi_error *error)
+{
+    const batch_desc *b = &w->control->batches[f->slot];
+    find_rows(w, b, f);
+    f->call_rows = b->fixed_rows > f->rows ? b->fixed_rows : f->rows;
+    f->new_shape = f->call_rows > w->largest_rows;
+    w->largest_rows = f->new_shape ? f->call_rows : w->largest_rows;
+    f->call = (backend_call){.rows = f->call_rows, .inputs = f->inputs, .outputs = f->outputs};
+    dpi_status status = prepare_inputs(w, b, f, error);
+    if (!status)
+        status = prepare_outputs(w, b, f, error);
+    if (status || !(f->flags & BATCH_SHARD))
+        return status;
+    const worker_job *job = worker_job_find(w, b->job);
+    if (!job)
+        return error_set(error, DPI_E_INTERNAL, "worker %u was not told about run %u", w->index, b->job);
+    status = worker_job_load(w, job, f, b->first_row + f->first_row, error);
+    for (uint32_t i = 0; !status && f->call_rows > f->rows && i < b->input_count; i++)
+        if (!w->broadcast[i].data)
+            pad_rows(f->inputs[i].data, b->inputs[i].row_bytes, f->rows, f->call_rows);
+    return status;
+}
+
+dpi_status worker_deliver(worker *w, flight *f, dpi_error *error)
+{
+    const batch_desc *b = &w->control->batches[f->slot];
+    if (f->flags & BATCH_SHARD)
+        return worker_job_store(w, worker_job_find(w, b->job), f, b->result_row + f->first_row, b, error);
+    for (uint32_t i = 0; f->call_rows != f->rows && i < b->output_count; i++) {
+        const layout_array *out = &b->outputs[i];
+        memcpy(w->outputs + out->offset + f->first_row * out->row_bytes, f->out[i].data, f->rows * out->row_bytes);
+    }
+    return DPI_OK;
+}
+
+/* ---- the end of a slice ----------------------------------------------------------------------------------------- */
+
+static void add(_Atomic uint64_t *counter, uint64_t value)
+{
+    /* One writer: no need for a locked instruction. */
+    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + value, memory_order_relaxed);
+}
+
+static void count_slice(worker *w, const flight *f, int64_t now_ns)
+{
+    worker_page *page = w->page;
+    add(&page->slices, 1);
+    add(&page->rows, f->rows);
+    add(&page->stolen, f->stolen);
+    uint64_t ns = (uint64_t)(now_ns - f->started_ns), limit = (1ull << 40) - 1;
+    uint64_t at = atomic_load_explicit(&page->sample_count, memory_order_relaxed);
+    atomic_store_explicit(&page->samples[at % PAGE_SAMPLES].rows_and_ns,
+                          (uint64_t)(f->rows & 0xffffff) << 40 | (ns < limit ? ns : limit), memory_order_relaxed);
+    atomic_store_explicit(&page->sample_count, at + 1, memory_order_release);
+    atomic_store_explicit(&page->finished_ns, now_ns, memory_order_relaxed);
+}
+
+dpi_status worker_page_error(worker *w, const dpi_error *error)
+{
+    memcpy(w->page->error_message, error->message, sizeof error->message);
+    atomic_store_explicit(&w->page->error_status, (uint32_t)error->status, memory_order_release);
+    return error->status;
+}
+
+void worker_finish(worker *w, flight *f, dpi_status status)
+{
+    const batch_desc *b = &w->control->batches[f->slot];
+    claims *c = worker_claims(w, f->slot);
+    if (!status)
+        count_slice(w, f, clock_now_ns());
+    bool each = f->flags & BATCH_RING_EACH;
+    claim mine = {.sequence = f->sequence, .generation = w->generation, .worker = w->index, .state = CLAIM_RUNNING};
+    claim end = mine;
+    end.state = status ? CLAIM_BAD : CLAIM_DONE;
+    /* The batch may be retired right behind this exchange and its slot reused: what follows touches only bells and
+     * hints, and a ring too many does no harm. */
+    claim_move(&c->word[f->slice], mine, end);
+    uint32_t left;
+    bool last = hint_step(&c->left, f->sequence, &left) && left == 1;
+    if (last || each || status)
+        bell_ring(&c->bell, &b->waiting);
+    if (last && w->event_fd >= 0 && atomic_load_explicit(&w->control->event_wanted, memory_order_relaxed)) {
+        uint64_t one = 1;
+        ssize_t ignored = write(w->event_fd, &one, sizeof one); /* full: it is readable already */
+        (void)ignored;
+    }
+}
