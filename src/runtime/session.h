@@ -93,6 +93,7 @@ struct dpi_session {
     dpi_isolation isolation;
     _Atomic uint32_t *fork_guard; /* 1; a page that a forked child finds wiped */
     pthread_mutex_t engine_lock;  /* thread isolation with one device */
+    pthread_mutex_t ask_lock;     /* one question at a time; taken before `lock` */
 
     pthread_t supervisor;
     bool supervisor_runs;

@@ -1,0 +1,62 @@
+/*
+ * The simulated backend: no library, no network, every cost and fault by number. For tests and scaling studies, and
+ * the template for a new backend.
+ *
+ * Its model is a small text file, one statement a line, '#' begins a comment:
+ *     input NAME DTYPE N 3 224 224     row axis N or a number (fixed batch); `?` for an axis that the data decides;
+ *                                      no row axis but `broadcast` in its place: the same for every row
+ *     output NAME DTYPE N 10           an axis may be NAME.AXIS: copied from that input's axis
+ *     KEY VALUE                        one of the keys below
+ * The same keys are the backend's options (--backend-option KEY=VALUE), which win over the file.
+ *
+ *     touch all|ends|none     how much of each input row is read
+ *     fixed_us, row_us        cost of a slice: fixed + rows * row, slept to an absolute deadline
+ *     jitter_us               a pseudo-random part on top, uniform
+ *     bandwidth_mb_s          cost per byte of input on top
+ *     busy 1                  burns the core instead of sleeping
+ *     compile_ms              how long opening takes
+ *     rows_depend 1           each row's result depends on its neighbours (such a model is refused by the probe)
+ *     data_sized 1            the output size depends on data (refused by infer_shapes)
+ *     size_bits 1             the result depends on the slice size in its last bits
+ *     die_at_slice K, signal S, exit_at_slice K, hang_at_slice K, fail_at_slice K, hang_compile 1, die_compile 1
+ *                             faults at the K-th slice (from 1) that this worker computes; the probe's
+ *                             calls do not count (backend.ready)
+ */
+#ifndef DPI_BACKEND_SIM_H
+#define DPI_BACKEND_SIM_H
+
+#include "backend/backend.h"
+
+typedef enum sim_touch { SIM_TOUCH_ALL, SIM_TOUCH_ENDS, SIM_TOUCH_NONE } sim_touch;
+
+/* Where an output axis comes from when it is not a number. */
+typedef struct sim_axis {
+    int input, axis; /* input -1: a number */
+} sim_axis;
+
+typedef struct sim_model {
+    signature sig;
+    bool broadcast[PORT_MAX];
+    sim_axis axes[PORT_MAX][DPI_MAX_RANK]; /* of the outputs */
+    sim_touch touch;
+    double fixed_us, row_us, jitter_us, bandwidth_mb_s, compile_ms;
+    bool busy, rows_depend, data_sized, size_bits, hang_compile, die_compile;
+    uint64_t die_at_slice, exit_at_slice, hang_at_slice, fail_at_slice, signal;
+} sim_model;
+
+#define SIM_OPTIONS                                                                                                    \
+    "touch fixed_us row_us jitter_us bandwidth_mb_s busy compile_ms rows_depend data_sized size_bits die_at_slice "    \
+    "exit_at_slice hang_at_slice fail_at_slice signal hang_compile die_compile"
+
+/* Parses an untrusted model of `bytes` bytes; `name` is for messages. DPI_E_MODEL names the line. */
+dpi_status sim_model_parse(const char *data, size_t bytes, const char *name, sim_model *model, dpi_error *error);
+/* One option; false when the value does not fit the key. */
+bool sim_model_set(sim_model *model, const char *key, const char *value);
+
+/* The reference: what the model computes for one row (docs: a hash of the bytes that `touch` covers, mapped to small
+ * exact numbers). rows[i] points at the row of input i (the whole array for a broadcast input), row_bytes[i] its size.
+ * Fills row_elements elements of output `output`. */
+void sim_expected_row(const sim_model *model, const void *const *rows, const size_t *row_bytes, size_t output,
+                      size_t row_elements, void *result);
+
+#endif

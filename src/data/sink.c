@@ -1,0 +1,145 @@
+#include "base/file.h"
+#include "data/npy.h"
+#include "data/sink_kind.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+static bool ends_with(const char *text, const char *end)
+{
+    size_t length = strlen(text), tail = strlen(end);
+    return length > tail && strcmp(text + length - tail, end) == 0;
+}
+
+/* Opens FILE.part for us alone. */
+static dpi_status open_part(sink *s, const sink_options *options, dpi_error *error)
+{
+    struct stat info;
+    if (stat(s->spec, &info) == 0) {
+        if (!S_ISREG(info.st_mode))
+            return error_set(error, DPI_E_DATA, "%s exists and is not a regular file", s->spec);
+        if (options->no_overwrite)
+            return error_set(error, DPI_E_DATA, "%s exists already", s->spec);
+    }
+    s->fd = open(s->part, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+    if (s->fd < 0) {
+        bool full = errno == ENOSPC || errno == EDQUOT || errno == EIO;
+        return error_set_errno(error, full ? DPI_E_IO : DPI_E_DATA, errno, "cannot create %s", s->part);
+    }
+    if (flock(s->fd, LOCK_EX | LOCK_NB) != 0) {
+        close(s->fd);
+        s->fd = -1;
+        return error_set(error, DPI_E_DATA, "%s is being written by another run", s->part);
+    }
+    if (ftruncate(s->fd, 0) != 0)
+        return error_set_errno(error, DPI_E_IO, errno, "cannot empty %s", s->part);
+    return DPI_OK;
+}
+
+/* All of the file's blocks now, so that a full disk is an error here and not a signal or a hole later. */
+static dpi_status preallocate(sink *s, uint64_t bytes, dpi_error *error)
+{
+    if (!bytes || fallocate(s->fd, 0, 0, (off_t)bytes) == 0)
+        return DPI_OK;
+    int number = errno;
+    struct statvfs disk;
+    unsigned long long room = 0;
+    if (fstatvfs(s->fd, &disk) == 0)
+        room = (unsigned long long)disk.f_bavail * disk.f_frsize;
+    if (number == EOPNOTSUPP || number == ENOSYS) {
+        if (room >= bytes && ftruncate(s->fd, (off_t)bytes) == 0)
+            return DPI_OK;
+        number = ENOSPC;
+    }
+    return error_set_errno(error, DPI_E_IO, number, "cannot reserve %llu bytes for %s (%llu are free)",
+                           (unsigned long long)bytes, s->part, room);
+}
+
+static dpi_status start_npy(sink *s, dpi_error *error)
+{
+    int64_t shape[DPI_MAX_RANK];
+    memcpy(shape, s->output.shape, sizeof shape);
+    shape[0] = (int64_t)s->rows;
+    char header[1024];
+    size_t bytes, length = npy_format(s->output.dtype, shape, s->output.rank, header, sizeof header);
+    if (!length || !shape_bytes(s->output.dtype, shape, s->output.rank, &bytes))
+        return error_set(error, DPI_E_DATA, "%s cannot hold the output %s", s->spec, s->output.name);
+    s->data_offset = length;
+    dpi_status status = preallocate(s, length + bytes, error);
+    return status ? status : file_write_at(s->fd, header, length, 0, s->part, error);
+}
+
+dpi_status sink_create(const char *spec, const sink_options *options, sink **out, dpi_error *error)
+{
+    *out = NULL;
+    sink *s = calloc(1, sizeof *s);
+    if (!s || !(s->spec = strdup(spec)) || !(s->part = text_format("%s.part", spec))) {
+        sink_close(s);
+        return error_set(error, DPI_E_SYSTEM, "out of memory");
+    }
+    s->fd = -1;
+    s->output = *options->output;
+    s->rows = options->rows;
+    s->top = options->top ? options->top : 1;
+    dpi_status status = DPI_OK;
+    if (strcmp(spec, "none") == 0)
+        s->kind = SINK_NONE;
+    else if (ends_with(spec, ".npy") || ends_with(spec, ".csv")) {
+        s->kind = ends_with(spec, ".npy") ? SINK_NPY : SINK_CSV;
+        status = open_part(s, options, error);
+        if (!status)
+            status = s->kind == SINK_NPY ? start_npy(s, error) : sink_csv_start(s, options, error);
+    } else
+        status = error_set(error, DPI_E_DATA, "%s is no sink that dpinfer writes: FILE.npy, FILE.csv or none", spec);
+    if (status) {
+        sink_close(s);
+        return status;
+    }
+    *out = s;
+    return DPI_OK;
+}
+
+sink_kind sink_kind_of(const sink *s) { return s->kind; }
+const char *sink_spec(const sink *s) { return s->spec; }
+int sink_fd(const sink *s) { return s->kind == SINK_NPY ? s->fd : -1; }
+uint64_t sink_data_offset(const sink *s) { return s->data_offset; }
+size_t sink_record_bytes(const sink *s) { return s->kind == SINK_CSV ? s->top * sizeof(sink_top) : 0; }
+
+dpi_status sink_finish(sink *s, dpi_error *error)
+{
+    if (s->kind == SINK_NONE)
+        return DPI_OK;
+    dpi_status status = s->kind == SINK_CSV ? sink_csv_flush(s, error) : DPI_OK;
+    if (status)
+        return status;
+    if (fsync(s->fd) != 0)
+        return error_set_errno(error, DPI_E_IO, errno, "cannot write %s to disk", s->part);
+    if (rename(s->part, s->spec) != 0)
+        return error_set_errno(error, DPI_E_IO, errno, "cannot rename %s to %s", s->part, s->spec);
+    s->finished = true;
+    return file_sync_folder_of(s->spec, error);
+}
+
+void sink_close(sink *s)
+{
+    if (!s)
+        return;
+    if (s->fd >= 0 && s->kind != SINK_NONE) {
+        if (!s->finished)
+            unlink(s->part); /* while we hold the lock: nobody else's */
+        close(s->fd);
+    }
+    free(s->labels);
+    free(s->label_text);
+    text_free(&s->buffer);
+    free(s->spec);
+    free(s->part);
+    free(s);
+}

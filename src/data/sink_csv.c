@@ -1,0 +1,141 @@
+/* Top classes of each row as CSV (RFC 4180, but with LF): workers reduce their rows to records, the caller formats. */
+#include "base/file.h"
+#include "data/sink_kind.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define FLUSH_BYTES (256 * 1024)
+#define MAX_LABEL_BYTES (64 << 20)
+
+/* Splits the file's text into lines in place; the last line needs no newline. */
+static dpi_status read_labels(sink *s, const char *path, size_t classes, dpi_error *error)
+{
+    void *data;
+    size_t bytes;
+    dpi_status status = file_read(path, MAX_LABEL_BYTES, &data, &bytes, error);
+    if (status)
+        return status;
+    s->label_text = data;
+    s->labels = calloc(classes, sizeof *s->labels);
+    if (!s->labels)
+        return error_set(error, DPI_E_SYSTEM, "out of memory");
+    char *at = s->label_text, *end = at + bytes;
+    for (; at < end && s->label_count < classes; s->label_count++) {
+        s->labels[s->label_count] = at;
+        char *newline = memchr(at, '\n', (size_t)(end - at)), *stop = newline ? newline : end;
+        at = newline ? newline + 1 : end;
+        *stop = 0;
+        if (stop > s->labels[s->label_count] && stop[-1] == '\r')
+            stop[-1] = 0;
+    }
+    if (s->label_count < classes || at < end)
+        return error_set(error, DPI_E_DATA, "%s has %s lines and the model has %zu classes", path,
+                         s->label_count < classes ? "fewer" : "more", classes);
+    return DPI_OK;
+}
+
+dpi_status sink_csv_start(sink *s, const sink_options *options, dpi_error *error)
+{
+    size_t classes = 0;
+    if (s->output.rank < 1 || !shape_elements(s->output.shape, 1, s->output.rank, &classes) || classes < 1 ||
+        s->output.dtype == DPI_BOOL || classes > UINT32_MAX)
+        return error_set(error, DPI_E_DATA, "%s: a .csv sink needs an output of scores for each row, and %s is none",
+                         s->spec, s->output.name);
+    if (s->top > classes)
+        return error_set(error, DPI_E_DATA, "%s: the best %zu of %zu classes were asked for", s->spec, s->top, classes);
+    if (options->labels_path) {
+        dpi_status status = read_labels(s, options->labels_path, classes, error);
+        if (status)
+            return status;
+    }
+    text_add(&s->buffer, "row");
+    for (size_t i = 1; i <= s->top; i++)
+        s->top == 1 ? text_add(&s->buffer, ",class,score") : text_add(&s->buffer, ",class%zu,score%zu", i, i);
+    text_add(&s->buffer, "\n");
+    return DPI_OK;
+}
+
+void sink_top_records(const port *output, const void *rows_data, size_t rows, size_t top, sink_top *records)
+{
+    size_t classes = 0;
+    shape_elements(output->shape, 1, output->rank, &classes);
+    size_t row_bytes = classes * dpi_dtype_size(output->dtype);
+    for (size_t r = 0; r < rows; r++) {
+        const char *row = (const char *)rows_data + r * row_bytes;
+        sink_top *best = records + r * top;
+        size_t found = 0;
+        for (size_t c = 0; c < classes; c++) { /* insertion: top is small */
+            double v = dtype_get(output->dtype, row, c);
+            float value = v != v ? -INFINITY : (float)v;
+            if (found == top && !(value > best[top - 1].value))
+                continue;
+            size_t at = found < top ? found++ : top - 1;
+            for (; at > 0 && value > best[at - 1].value; at--)
+                best[at] = best[at - 1];
+            best[at] = (sink_top){.class_index = (uint32_t)c, .value = value};
+        }
+    }
+}
+
+static void add_label(sink *s, uint32_t class_index)
+{
+    if (!s->labels || class_index >= s->label_count) {
+        text_add(&s->buffer, ",%u", class_index);
+        return;
+    }
+    const char *label = s->labels[class_index];
+    if (!strpbrk(label, ",\"\r\n")) {
+        text_add(&s->buffer, ",%s", label);
+        return;
+    }
+    text_add(&s->buffer, ",\"");
+    for (const char *c = label; *c; c++)
+        text_add_bytes(&s->buffer, *c == '"' ? "\"\"" : c, *c == '"' ? 2 : 1);
+    text_add(&s->buffer, "\"");
+}
+
+/* The shortest form that reads back as the same float, with a point in any locale. */
+static void add_score(sink *s, float value)
+{
+    char number[32];
+    for (int digits = 6; digits <= 9; digits++) {
+        snprintf(number, sizeof number, "%.*g", digits, (double)value);
+        if (strtof(number, NULL) == value)
+            break;
+    }
+    for (char *c = number; *c; c++)
+        if (*c == ',')
+            *c = '.';
+    text_add(&s->buffer, ",%s", number);
+}
+
+dpi_status sink_csv_flush(sink *s, dpi_error *error)
+{
+    if (s->buffer.failed)
+        return error_set(error, DPI_E_SYSTEM, "out of memory while writing %s", s->spec);
+    dpi_status status = file_write_at(s->fd, s->buffer.data, s->buffer.length, s->written, s->part, error);
+    s->written += s->buffer.length;
+    s->buffer.length = 0;
+    return status;
+}
+
+dpi_status sink_write_records(sink *s, uint64_t first_row, const sink_top *records, size_t rows, dpi_error *error)
+{
+    for (size_t r = 0; r < rows; r++) {
+        text_add(&s->buffer, "%llu", (unsigned long long)(first_row + r));
+        for (size_t i = 0; i < s->top; i++) {
+            add_label(s, records[r * s->top + i].class_index);
+            add_score(s, records[r * s->top + i].value);
+        }
+        text_add(&s->buffer, "\n");
+        if (s->buffer.length < FLUSH_BYTES && !s->buffer.failed)
+            continue;
+        dpi_status status = sink_csv_flush(s, error);
+        if (status)
+            return status;
+    }
+    return DPI_OK;
+}

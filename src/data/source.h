@@ -1,0 +1,36 @@
+/* Where rows come from in shard mode. A source is opened by the caller, which checks it, and again by each worker. */
+#ifndef DPI_DATA_SOURCE_H
+#define DPI_DATA_SOURCE_H
+
+#include "base/error.h"
+#include "base/tensor.h"
+
+typedef struct source source;
+
+/* Opens "FILE.npy" or "random:SHAPE:DTYPE:N[:SEED]" (SHAPE without the row axis, "3x224x224"). DPI_E_DATA names the
+ * file and what is wrong: missing, cut short, no .npy, version, header too large (64 KiB), fortran order, object or
+ * structured dtype, big-endian elements wider than a byte, negative or overflowing shape, no row axis.
+ * A .npy file is memory-mapped, read-only. `fd` >= 0 is used instead of opening the path again (it is dup'ed). */
+dpi_status source_open(const char *spec, int fd, source **out, dpi_error *error);
+void source_close(source *s); /* NULL is fine */
+
+const port *source_port(const source *s);   /* name "", dtype, rank, shape with shape[0] the number of rows */
+uint64_t source_rows(const source *s);
+const char *source_spec(const source *s);
+int source_fd(const source *s);             /* of the file, -1 for random: */
+
+/* Rows [first, first + count) as dense memory: a pointer into the mapping where that is possible (*in_place true),
+ * else `scratch` (count * row bytes, given by the caller) filled. Bounds are the caller's to keep (asserted).
+ * A file that shrank after opening: the access raises SIGBUS; see sigbus.h. With `copy` always fills scratch and reads
+ * by pread, so that a shrunk file is DPI_E_IO instead (thread isolation). */
+dpi_status source_rows_at(source *s, uint64_t first, size_t count, void *scratch, bool copy, const void **rows,
+                          bool *in_place, dpi_error *error);
+/* Whether source_rows_at can do without scratch. */
+bool source_is_mapped(const source *s);
+/* Tells the kernel that rows from `first` on are next. */
+void source_will_need(source *s, uint64_t first, uint64_t count);
+
+/* The address range of the mapping, for the SIGBUS handler; false when there is none. */
+bool source_mapping(const source *s, const void **start, size_t *bytes);
+
+#endif

@@ -1,0 +1,359 @@
+/* dpi_run: a data set in chunks of slices; the workers read the sources and write the sinks. */
+#include "base/clock.h"
+#include "data/sink.h"
+#include "data/source.h"
+#include "runtime/session.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define CHUNK_SLICES 4096
+#define CHUNK_RECORDS (1u << 20) /* rows of a chunk whose .csv records wait in memory */
+#define CHUNKS_IN_FLIGHT 3
+
+typedef struct run {
+    dpi_session *s;
+    const dpi_run_options *o;
+    source *sources[PORT_MAX];
+    sink *sinks[PORT_MAX];
+    int64_t in[PORT_MAX][DPI_MAX_RANK], out[PORT_MAX][DPI_MAX_RANK];
+    size_t record_bytes[PORT_MAX];
+    uint64_t first_row, rows, chunk_rows;
+    uint32_t job;
+    bool has_csv;
+    int64_t began_ns, shown_ns;
+    uint64_t *base_rows, *worker_rows; /* rows of each worker before the run, and since */
+    bool cancelled;
+} run;
+
+/* ---- sources and sinks ------------------------------------------------------------------------------------------ */
+
+/* Splits "[NAME=]REST" where NAME is a port's: its index and REST; otherwise the next free port by position. */
+static int match_port(const port *ports, size_t count, const bool *skip, void *const *taken, const char *text,
+                      const char **rest)
+{
+    const char *equals = strchr(text, '=');
+    *rest = text;
+    for (size_t i = 0; equals && i < count; i++)
+        if (strlen(ports[i].name) == (size_t)(equals - text) && strncmp(ports[i].name, text, strlen(ports[i].name)) == 0) {
+            *rest = equals + 1;
+            return (int)i;
+        }
+    for (size_t i = 0; i < count; i++)
+        if (!taken[i] && !(skip && skip[i]))
+            return (int)i;
+    return -1;
+}
+
+static dpi_status check_source(const run *r, size_t i, dpi_error *error)
+{
+    const port *want = &r->s->sig.inputs[i], *got = source_port(r->sources[i]);
+    bool good = want->dtype == got->dtype && want->rank == got->rank;
+    for (int k = 1; good && k < want->rank; k++)
+        good = want->shape[k] < 0 || want->shape[k] == got->shape[k];
+    if (good)
+        return DPI_OK;
+    char expected[SHAPE_TEXT_SIZE], is[SHAPE_TEXT_SIZE];
+    int64_t wanted[DPI_MAX_RANK];
+    memcpy(wanted, want->shape, sizeof wanted);
+    wanted[0] = -1;
+    return error_set(error, DPI_E_DATA, "%s: the input %s expects %s %s and got %s %s", source_spec(r->sources[i]),
+                     want->name, dpi_dtype_name(want->dtype), shape_text(wanted, want->rank, expected),
+                     dpi_dtype_name(got->dtype), shape_text(got->shape, got->rank, is));
+}
+
+static dpi_status open_sources(run *r, dpi_error *error)
+{
+    dpi_session *s = r->s;
+    if (r->o->input_count != s->batch_input_count)
+        return error_set(error, DPI_E_ARGUMENT, "the model takes %zu inputs and %zu sources were given",
+                         s->batch_input_count, r->o->input_count);
+    const source *first = NULL;
+    for (size_t i = 0; i < r->o->input_count; i++) {
+        const char *spec;
+        int at = match_port(s->sig.inputs, s->sig.input_count, s->is_broadcast, (void *const *)r->sources,
+                            r->o->inputs[i], &spec);
+        if (at < 0 || s->is_broadcast[at] || r->sources[at])
+            return error_set(error, DPI_E_ARGUMENT, "the source %s is for no input, or for one that has another",
+                             r->o->inputs[i]);
+        dpi_status status = source_open(spec, -1, &r->sources[at], error);
+        if (!status)
+            status = check_source(r, (size_t)at, error);
+        if (status)
+            return status;
+        if (first && source_rows(first) != source_rows(r->sources[at]))
+            return error_set(error, DPI_E_DATA, "%s has %llu rows and %s has %llu", source_spec(first),
+                             (unsigned long long)source_rows(first), spec,
+                             (unsigned long long)source_rows(r->sources[at]));
+        first = first ? first : r->sources[at];
+        memcpy(r->in[at], source_port(r->sources[at])->shape, sizeof r->in[at]);
+    }
+    uint64_t total = source_rows(first), end = r->o->row_end ? r->o->row_end : total;
+    if (r->o->row_begin > end || end > total)
+        return error_set(error, DPI_E_ARGUMENT, "rows %llu:%llu were asked for and %s has %llu",
+                         (unsigned long long)r->o->row_begin, (unsigned long long)end, source_spec(first),
+                         (unsigned long long)total);
+    r->first_row = r->o->row_begin;
+    r->rows = end - r->o->row_begin;
+    return DPI_OK;
+}
+
+static dpi_status open_sinks(run *r, dpi_error *error)
+{
+    dpi_session *s = r->s;
+    const char *specs[PORT_MAX] = {NULL};
+    for (size_t i = 0; i < r->o->output_count; i++) {
+        const char *spec;
+        int at = match_port(s->sig.outputs, s->sig.output_count, NULL, (void *const *)specs, r->o->outputs[i], &spec);
+        if (at < 0 || specs[at])
+            return error_set(error, DPI_E_ARGUMENT, "the sink %s is for no output, or for one that has another",
+                             r->o->outputs[i]);
+        specs[at] = spec;
+    }
+    for (size_t o = 0; o < s->sig.output_count; o++)
+        for (size_t p = 0; specs[o] && p < o; p++)
+            if (specs[p] && strcmp(specs[p], specs[o]) == 0 && strcmp(specs[o], "none") != 0)
+                return error_set(error, DPI_E_ARGUMENT, "%s is named as the sink of two outputs", specs[o]);
+    for (size_t o = 0; o < s->sig.output_count; o++) {
+        port output = s->sig.outputs[o];
+        memcpy(output.shape, r->out[o], sizeof output.shape);
+        output.shape[0] = (int64_t)r->rows;
+        sink_options options = {.output = &output,
+                                .rows = r->rows,
+                                .top = r->o->top,
+                                .labels_path = r->o->labels_path,
+                                .no_overwrite = r->o->no_overwrite};
+        dpi_status status = sink_create(specs[o] ? specs[o] : "none", &options, &r->sinks[o], error);
+        if (status)
+            return status;
+        r->record_bytes[o] = sink_record_bytes(r->sinks[o]);
+        r->has_csv |= sink_kind_of(r->sinks[o]) == SINK_CSV;
+    }
+    return DPI_OK;
+}
+
+/* ---- telling the workers ---------------------------------------------------------------------------------------- */
+
+static void add_fd(json_t *object, int fd, int *fds, size_t *count)
+{
+    if (fd < 0 || *count >= CHANNEL_MAX_FDS)
+        return;
+    json_object_set_new(object, "fd", json_integer((json_int_t)*count));
+    fds[(*count)++] = fd;
+}
+
+static dpi_status tell_workers(run *r, dpi_error *error)
+{
+    dpi_session *s = r->s;
+    int fds[CHANNEL_MAX_FDS];
+    size_t fd_count = 0;
+    json_t *sources = json_array(), *sinks = json_array();
+    for (size_t i = 0; i < s->sig.input_count; i++) {
+        json_t *one = json_object();
+        if (r->sources[i]) {
+            json_object_set_new(one, "spec", json_string(source_spec(r->sources[i])));
+            add_fd(one, source_fd(r->sources[i]), fds, &fd_count);
+        }
+        json_array_append_new(sources, one);
+    }
+    for (size_t o = 0; o < s->sig.output_count; o++) {
+        json_t *one = json_pack("{s:i, s:I, s:i, s:s}", "kind", (int)sink_kind_of(r->sinks[o]), "data_offset",
+                                (json_int_t)sink_data_offset(r->sinks[o]), "top",
+                                (int)(r->record_bytes[o] / sizeof(sink_top)), "name", sink_spec(r->sinks[o]));
+        if (one)
+            add_fd(one, sink_fd(r->sinks[o]), fds, &fd_count);
+        json_array_append_new(sinks, one ? one : json_object());
+    }
+    json_t *question = json_pack("{s:s, s:I, s:o, s:o}", "what", "job", "job", (json_int_t)r->job, "sources", sources,
+                                 "sinks", sinks);
+    dpi_status status =
+        question ? DPI_OK : error_set(error, DPI_E_ARGUMENT, "the name of a source or sink is not valid UTF-8");
+    for (size_t w = 0; !status && w < s->count; w++) {
+        json_t *answer;
+        pthread_mutex_lock(&s->ask_lock);
+        status = session_ask(s, w, question, fds, fd_count, &answer, error);
+        pthread_mutex_unlock(&s->ask_lock);
+        json_decref(answer);
+    }
+    json_decref(question);
+    return status;
+}
+
+static void drop_job(run *r)
+{
+    json_t *question = json_pack("{s:s, s:I}", "what", "drop", "job", (json_int_t)r->job);
+    for (size_t w = 0; w < r->s->count && !atomic_load(&r->s->failed); w++) {
+        json_t *answer = NULL;
+        pthread_mutex_lock(&r->s->ask_lock);
+        session_ask(r->s, w, question, NULL, 0, &answer, NULL);
+        pthread_mutex_unlock(&r->s->ask_lock);
+        json_decref(answer);
+    }
+    json_decref(question);
+}
+
+/* ---- chunks ----------------------------------------------------------------------------------------------------- */
+
+static void show_progress(run *r, bool last)
+{
+    int64_t now = clock_now_ns();
+    if (!r->o->progress || (!last && now - r->shown_ns < 100000000))
+        return;
+    r->shown_ns = now;
+    uint64_t done = 0;
+    for (size_t w = 0; w < r->s->count; w++) {
+        r->worker_rows[w] = atomic_load(&r->s->workers[w].page->rows) - r->base_rows[w];
+        done += r->worker_rows[w];
+    }
+    dpi_progress p = {.struct_size = sizeof p,
+                      .rows_done = done < r->rows ? done : r->rows,
+                      .rows_total = r->rows,
+                      .seconds = (double)(now - r->began_ns) * 1e-9,
+                      .worker_rows = r->worker_rows,
+                      .worker_count = r->s->count};
+    if (r->o->progress(r->o->progress_context, &p) != 0)
+        r->cancelled = true;
+}
+
+static dpi_status submit_chunk(run *r, uint64_t at, dpi_ticket *ticket, dpi_error *error)
+{
+    uint64_t rows = r->rows - at < r->chunk_rows ? r->rows - at : r->chunk_rows;
+    shard_chunk chunk = {.job = r->job,
+                         .rows = rows,
+                         .first_row = r->first_row + at,
+                         .result_row = at,
+                         .input_shapes = (const int64_t(*)[DPI_MAX_RANK])r->in,
+                         .output_shapes = (const int64_t(*)[DPI_MAX_RANK])r->out,
+                         .record_bytes = r->record_bytes};
+    return batch_submit_chunk(r->s, &chunk, ticket, error);
+}
+
+/* Formats a finished chunk's records, in order. */
+static dpi_status write_records(run *r, dpi_ticket ticket, uint64_t at, dpi_error *error)
+{
+    uint64_t rows = r->rows - at < r->chunk_rows ? r->rows - at : r->chunk_rows;
+    dpi_status status = DPI_OK;
+    for (size_t o = 0; o < r->s->sig.output_count && !status; o++) {
+        const sink_top *records = r->record_bytes[o] ? batch_records(r->s, ticket, o) : NULL;
+        if (records)
+            status = sink_write_records(r->sinks[o], r->first_row + at, records, rows, error);
+    }
+    return status;
+}
+
+static dpi_status finish_chunk(run *r, dpi_ticket ticket, uint64_t at, dpi_error *error)
+{
+    dpi_status status;
+    while ((status = batch_wait(r->s, ticket, clock_now_ns() + 100000000, false, NULL, 0, error)) == DPI_TIMEOUT) {
+        show_progress(r, false);
+        if (r->cancelled)
+            batch_cancel(r->s, ticket, NULL);
+    }
+    if (!status && r->has_csv) {
+        status = write_records(r, ticket, at, error);
+        batch_release(r->s, ticket, NULL);
+    }
+    show_progress(r, false);
+    return status;
+}
+
+static dpi_status run_chunks(run *r, dpi_error *error)
+{
+    dpi_ticket tickets[CHUNKS_IN_FLIGHT];
+    uint64_t submitted = 0, finished = 0; /* rows */
+    size_t head = 0, count = 0;
+    dpi_status status = DPI_OK;
+    while (finished < r->rows || count) {
+        while (!status && !r->cancelled && count < CHUNKS_IN_FLIGHT && submitted < r->rows) {
+            status = submit_chunk(r, submitted, &tickets[(head + count) % CHUNKS_IN_FLIGHT], error);
+            if (status)
+                break;
+            count++;
+            submitted += r->rows - submitted < r->chunk_rows ? r->rows - submitted : r->chunk_rows;
+        }
+        if (!count)
+            break;
+        dpi_error later;
+        dpi_status one = finish_chunk(r, tickets[head], finished, status ? &later : error);
+        head = (head + 1) % CHUNKS_IN_FLIGHT;
+        count--;
+        finished += r->chunk_rows < r->rows - finished ? r->chunk_rows : r->rows - finished;
+        if (!status && one) { /* the first failure is the story; what is still in flight is dropped */
+            status = one;
+            for (size_t i = 0; i < count; i++)
+                batch_cancel(r->s, tickets[(head + i) % CHUNKS_IN_FLIGHT], NULL);
+        }
+    }
+    if (!status && r->cancelled && finished < r->rows)
+        status = error_set(error, DPI_CANCELLED, "the run was stopped");
+    return status;
+}
+
+/* ---- all of it -------------------------------------------------------------------------------------------------- */
+
+static dpi_status run_all(run *r, dpi_error *error)
+{
+    dpi_status status = open_sources(r, error);
+    if (!status)
+        status = session_output_shapes(r->s, r->in, r->out, error);
+    if (!status)
+        status = open_sinks(r, error);
+    if (status)
+        return status;
+    uint64_t slices = r->has_csv && CHUNK_RECORDS / r->s->max_rows < CHUNK_SLICES ? CHUNK_RECORDS / r->s->max_rows : CHUNK_SLICES;
+    r->chunk_rows = (slices ? slices : 1) * r->s->max_rows;
+    r->base_rows = calloc(r->s->count, sizeof *r->base_rows);
+    r->worker_rows = calloc(r->s->count, sizeof *r->worker_rows);
+    if (!r->base_rows || !r->worker_rows)
+        return error_set(error, DPI_E_SYSTEM, "out of memory");
+    for (size_t w = 0; w < r->s->count; w++)
+        r->base_rows[w] = atomic_load(&r->s->workers[w].page->rows);
+    if (r->rows) {
+        status = tell_workers(r, error);
+        r->began_ns = clock_now_ns();
+        if (!status)
+            status = run_chunks(r, error);
+        drop_job(r);
+    }
+    for (size_t o = 0; !status && o < r->s->sig.output_count; o++)
+        status = sink_finish(r->sinks[o], error);
+    if (!status)
+        show_progress(r, true);
+    return status;
+}
+
+dpi_status session_run(dpi_session *s, const dpi_run_options *options, dpi_run_result *result, dpi_error *error)
+{
+    pthread_mutex_lock(&s->lock);
+    bool busy = s->running;
+    s->running = true;
+    uint32_t job = ++s->next_job;
+    pthread_mutex_unlock(&s->lock);
+    if (busy)
+        return error_set(error, DPI_E_ARGUMENT, "another dpi_run is under way on this session");
+    run *r = calloc(1, sizeof *r);
+    dpi_status status = DPI_E_SYSTEM;
+    if (r) {
+        r->s = s;
+        r->o = options;
+        r->job = job;
+        r->began_ns = clock_now_ns();
+        status = run_all(r, error);
+        if (result) {
+            result->rows = r->rows;
+            result->seconds = (double)(clock_now_ns() - r->began_ns) * 1e-9;
+        }
+        for (size_t i = 0; i < PORT_MAX; i++) {
+            source_close(r->sources[i]);
+            sink_close(r->sinks[i]);
+        }
+        free(r->base_rows);
+        free(r->worker_rows);
+        free(r);
+    } else
+        error_set(error, DPI_E_SYSTEM, "out of memory");
+    pthread_mutex_lock(&s->lock);
+    s->running = false;
+    pthread_mutex_unlock(&s->lock);
+    return status;
+}

@@ -1,0 +1,716 @@
+#include "runtime/session.h"
+
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/text.h"
+#include "runtime/probe.h"
+
+#include "dpi_build.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef MADV_WIPEONFORK
+#define MADV_WIPEONFORK 18
+#endif
+
+#define DEFAULT_BATCH 64
+#define DEFAULT_QUEUE 16
+#define DEFAULT_COMPILE_MS 600000
+
+/* ---- options ---------------------------------------------------------------------------------------------------- */
+
+static dpi_status check_options(const dpi_options *o, dpi_error *error)
+{
+    if (!o->model_path && !o->model_data)
+        return error_set(error, DPI_E_ARGUMENT, "no model was given");
+    if (o->model_path && o->model_data)
+        return error_set(error, DPI_E_ARGUMENT, "a model is given by path or by memory, not both");
+    if (o->total_batch_size && o->batch_size_list)
+        return error_set(error, DPI_E_ARGUMENT, "total_batch_size and batch_size_list exclude each other");
+    if (o->batch > 1u << 24)
+        return error_set(error, DPI_E_ARGUMENT, "a batch of %zu rows per device is too large", o->batch);
+    if (o->queue_depth > LAYOUT_SLOTS)
+        return error_set(error, DPI_E_ARGUMENT, "queue_depth is at most %d", LAYOUT_SLOTS);
+    if (o->isolation > DPI_ISOLATION_THREAD || o->wait_mode > DPI_WAIT_SPIN || o->precision > DPI_PRECISION_BF16)
+        return error_set(error, DPI_E_ARGUMENT, "isolation, wait_mode or precision is not one of the values");
+    if (o->model_path && access(o->model_path, R_OK) != 0)
+        return error_set_errno(error, DPI_E_MODEL, errno, "cannot read the model %s", o->model_path);
+    struct stat info;
+    if (o->model_path && stat(o->model_path, &info) == 0 && !S_ISREG(info.st_mode))
+        return error_set(error, DPI_E_MODEL, "the model %s is not a regular file", o->model_path);
+    return DPI_OK;
+}
+
+/* The worker program: option, DPINFER_WORKER, beside the library or program, ../libexec/dpinfer. */
+static dpi_status find_worker(const dpi_options *o, char **path, dpi_error *error)
+{
+    const char *named = o->worker_path ? o->worker_path : getenv("DPINFER_WORKER");
+    if (named && *named) {
+        if (access(named, X_OK) != 0)
+            return error_set_errno(error, DPI_E_ARGUMENT, errno, "the worker program %s cannot be run", named);
+        *path = strdup(named);
+        return *path ? DPI_OK : error_set(error, DPI_E_SYSTEM, "out of memory");
+    }
+    char *library = file_of_address((const void *)(uintptr_t)&session_open);
+    char *slash = library ? strrchr(library, '/') : NULL;
+    static const char *const places[] = {"%s/dpinfer-worker", "%s/../libexec/dpinfer/dpinfer-worker",
+                                         "%s/../../libexec/dpinfer/dpinfer-worker"};
+    if (slash)
+        *slash = 0;
+    for (size_t i = 0; slash && !*path && i < sizeof places / sizeof places[0]; i++) {
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
+        char *candidate = text_format(places[i], library);
+#pragma GCC diagnostic pop
+        if (candidate && access(candidate, X_OK) == 0)
+            *path = candidate;
+        else
+            free(candidate);
+    }
+    dpi_status status = DPI_OK;
+    if (!*path)
+        status = error_set(error, DPI_E_ARGUMENT, "the program dpinfer-worker was not found beside %s nor in ../libexec/dpinfer; "
+                                                  "name it in DPINFER_WORKER", library ? library : "the library");
+    free(library);
+    return status;
+}
+
+static bool copy_options(const dpi_key_value *from, size_t count, long number_of_worker, dpi_key_value **to, size_t *to_count)
+{
+    *to = calloc(count + 1, sizeof **to);
+    if (!*to)
+        return false;
+    for (size_t i = 0; i < count; i++) {
+        const char *key = from[i].key ? from[i].key : "", *dot = strchr(key, '.');
+        uint64_t number;
+        char prefix[16];
+        if (number_of_worker >= 0 && dot && (size_t)(dot - key) < sizeof prefix) { /* "2.row_us": worker 2 alone */
+            memcpy(prefix, key, (size_t)(dot - key));
+            prefix[dot - key] = 0;
+            if (text_to_u64(prefix, 0, LAYOUT_WORKERS, &number)) {
+                if (number != (uint64_t)number_of_worker)
+                    continue;
+                key = dot + 1;
+            }
+        }
+        dpi_key_value *o = &(*to)[(*to_count)++];
+        o->key = strdup(key);
+        o->value = strdup(from[i].value ? from[i].value : "");
+        if (!o->key || !o->value)
+            return false;
+    }
+    return true;
+}
+
+static char *dup_or_null(const char *text) { return text ? strdup(text) : NULL; }
+
+static dpi_status fill_setup(dpi_session *s, const dpi_options *o, size_t w, const char *format, dpi_error *error)
+{
+    worker_setup *t = &s->setups[w];
+    t->worker = w;
+    t->backend = strdup(s->backend->name);
+    t->library = dup_or_null(o->library);
+    t->model_path = o->model_path ? realpath(o->model_path, NULL) : NULL;
+    t->model_format = strdup(format);
+    t->device = device_for_backend(&s->devices, w, s->in_caller);
+    t->precision = o->precision;
+    t->batch = s->max_rows;
+    t->provider = dup_or_null(o->provider);
+    t->trust_rows = o->trust_rows;
+    t->cache_dir = dup_or_null(o->cache_dir);
+    t->cache_max_bytes = o->cache_max_bytes;
+    t->log_level = s->log.level;
+    t->output_count = o->output_names ? o->output_count : 0;
+    t->output_names = calloc(t->output_count + 1, sizeof *t->output_names);
+    for (size_t i = 0; t->output_names && i < t->output_count; i++)
+        t->output_names[i] = strdup(o->output_names[i]);
+    bool good = t->output_names && t->backend && t->model_format && (!o->model_path || t->model_path) &&
+                copy_options(o->provider_options, o->provider_option_count, -1, &t->provider_options,
+                             &t->provider_option_count) &&
+                copy_options(o->backend_options, o->backend_option_count, (long)w, &t->backend_options,
+                             &t->backend_option_count);
+    t->broadcast = calloc(o->broadcast_count + 1, sizeof *t->broadcast);
+    return good && t->broadcast ? DPI_OK : error_set(error, DPI_E_SYSTEM, "out of memory while preparing a worker");
+}
+
+/* Puts the broadcast inputs into the arena, once for all workers. */
+static dpi_status place_broadcast(dpi_session *s, const dpi_options *o, dpi_error *error)
+{
+    for (size_t i = 0; i < o->broadcast_count; i++) {
+        const dpi_tensor *t = &o->broadcast[i];
+        size_t bytes;
+        if (!t->name || !*t->name || strlen(t->name) >= PORT_NAME_SIZE)
+            return error_set(error, DPI_E_ARGUMENT, "a broadcast input has no name; say --broadcast NAME=FILE");
+        if (t->rank < 0 || t->rank > DPI_MAX_RANK || !shape_bytes(t->dtype, t->shape, t->rank, &bytes) ||
+            (!t->data && bytes))
+            return error_set(error, DPI_E_DATA, "the broadcast input %s has no valid shape or no data", t->name);
+        uint64_t offset = arena_alloc(s->inputs, bytes);
+        if (offset == ARENA_NONE)
+            return error_set(error, DPI_E_SYSTEM, "no room for %zu bytes of the broadcast input %s", bytes, t->name);
+        if (bytes)
+            memcpy(arena_at(s->inputs, offset), t->data, bytes);
+        for (size_t w = 0; w < s->count; w++) {
+            broadcast_input *b = &s->setups[w].broadcast[s->setups[w].broadcast_count++];
+            strcpy(b->name, t->name);
+            b->dtype = t->dtype;
+            b->rank = t->rank;
+            memcpy(b->shape, t->shape, sizeof b->shape);
+            b->offset = offset;
+        }
+    }
+    return DPI_OK;
+}
+
+static dpi_status keep_shares(dpi_session *s, const dpi_options *o, dpi_error *error)
+{
+    if (!o->total_batch_size && !o->batch_size_list)
+        return DPI_OK;
+    if (o->batch_size_list && o->batch_size_count != s->count)
+        return error_set(error, DPI_E_ARGUMENT, "the split names %zu shares and there are %zu devices",
+                         o->batch_size_count, s->count);
+    s->shares = calloc(s->count, sizeof *s->shares);
+    if (!s->shares)
+        return error_set(error, DPI_E_SYSTEM, "out of memory");
+    s->shares_even = o->total_batch_size != 0;
+    if (s->shares_even)
+        plan_even(o->total_batch_size, s->count, s->shares);
+    size_t total = 0;
+    for (size_t w = 0; w < s->count; w++) {
+        if (!s->shares_even)
+            s->shares[w] = o->batch_size_list[w];
+        total += s->shares[w];
+        if (s->shares[w] > s->max_rows && !o->batch)
+            s->max_rows = s->shares[w]; /* a share is one engine call, unless --batch says otherwise */
+    }
+    return total ? DPI_OK : error_set(error, DPI_E_ARGUMENT, "the split gives no rows to any device");
+}
+
+/* ---- making ----------------------------------------------------------------------------------------------------- */
+
+static dpi_status make_memory(dpi_session *s, const dpi_options *o, uint64_t machine_bytes, dpi_error *error)
+{
+    uint64_t max = o->arena_max_bytes ? o->arena_max_bytes : machine_bytes;
+    dpi_status status =
+        arena_create("dpinfer-control", sizeof(control), sizeof(control), ARENA_CALLER_WRITES, &s->control_arena, error);
+    if (!status)
+        status = arena_create("dpinfer-inputs", max, 0, ARENA_CALLER_WRITES, &s->inputs, error);
+    if (!status)
+        status = arena_create("dpinfer-outputs", LAYOUT_CLAIMS_BYTES + max, LAYOUT_CLAIMS_BYTES, ARENA_ALL_WRITE,
+                              &s->outputs, error);
+    if (status)
+        return status;
+    s->control = arena_at(s->control_arena, 0);
+    s->control->magic = LAYOUT_MAGIC;
+    s->control->version = LAYOUT_VERSION;
+    s->control->build_id = DPI_BUILD_ID;
+    s->control->worker_count = (uint32_t)s->count;
+    s->control->input_max_bytes = arena_max(s->inputs);
+    s->control->output_max_bytes = arena_max(s->outputs);
+    s->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (s->event_fd < 0)
+        return error_set_errno(error, DPI_E_SYSTEM, errno, "cannot make an event descriptor");
+    void *guard = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (guard == MAP_FAILED)
+        return error_set_errno(error, DPI_E_SYSTEM, errno, "out of memory");
+    madvise(guard, 4096, MADV_WIPEONFORK);
+    s->fork_guard = guard;
+    atomic_store(s->fork_guard, 1);
+    return DPI_OK;
+}
+
+static dpi_status make_model_fd(dpi_session *s, const dpi_options *o, dpi_error *error)
+{
+    s->model_fd = -1;
+    if (!o->model_data)
+        return DPI_OK;
+    s->model_fd = memfd_create("dpinfer-model", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (s->model_fd < 0)
+        return error_set_errno(error, DPI_E_SYSTEM, errno, "cannot keep the model in memory");
+    dpi_status status = file_write_at(s->model_fd, o->model_data, o->model_bytes, 0, "the model's memory", error);
+    fcntl(s->model_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL);
+    return status;
+}
+
+/* How the two sides wait. Spinning costs nobody anything only where every worker and one more thread have a core. */
+static void choose_waiting(dpi_session *s, const dpi_options *o, const topology *machine)
+{
+    size_t worker_cpus = 0;
+    for (size_t w = 0; w < s->count; w++)
+        worker_cpus += s->devices.items[w].cpu_count;
+    bool room = worker_cpus && worker_cpus < machine->cpu_count && machine->quota <= 0;
+    dpi_wait_mode mode = o->wait_mode;
+    uint32_t spin_us = 2000;
+    if (mode == DPI_WAIT_AUTO) {
+        mode = room ? DPI_WAIT_SPIN : DPI_WAIT_YIELD;
+        spin_us = room ? 50 : 20;
+    }
+    s->patience = (bell_patience){.mode = mode, .spin_us = mode == DPI_WAIT_BLOCK ? 0 : spin_us};
+    s->control->wait_mode = (uint32_t)mode;
+    s->control->spin_us = s->patience.spin_us;
+}
+
+static dpi_status prepare(dpi_session *s, const dpi_options *o, const char *format, const topology *machine,
+                          dpi_error *error)
+{
+    s->log = (logger){.sink = o->log, .context = o->log_context, .level = o->log_level ? o->log_level : DPI_LOG_WARNING};
+    s->isolation = o->isolation;
+    s->in_caller = o->isolation == DPI_ISOLATION_THREAD;
+    s->max_rows = o->batch ? o->batch : DEFAULT_BATCH;
+    s->queue_depth = o->queue_depth ? o->queue_depth : DEFAULT_QUEUE;
+    s->compile_timeout_ms = o->compile_timeout_ms ? o->compile_timeout_ms : DEFAULT_COMPILE_MS;
+    s->slice_timeout_ms = o->slice_timeout_ms;
+    dpi_status status =
+        device_list_parse(o->devices ? o->devices : "auto", machine, s->backend->device_kinds, &s->devices, error);
+    if (status)
+        return status;
+    s->count = s->devices.count;
+    for (size_t w = 0; w < s->count; w++)
+        if (!backend_lists(s->backend->device_kinds, s->devices.items[w].kind))
+            return error_set(error, DPI_E_DEVICE, "the backend %s does not run on %s; it runs on: %s", s->backend->name,
+                             s->devices.items[w].name, s->backend->device_kinds);
+    if (s->in_caller && s->count > 1 && s->backend->threading == BACKEND_ONE_CPU_DEVICE)
+        return error_set(error, DPI_E_DEVICE, "%s has one CPU device per process: isolation=thread takes one device",
+                         s->backend->name);
+    if (s->devices.how[0])
+        log_info(&s->log, "auto: %s", s->devices.how);
+    s->workers = calloc(s->count, sizeof *s->workers);
+    s->setups = calloc(s->count, sizeof *s->setups);
+    s->memos = calloc(SESSION_MEMOS, sizeof *s->memos);
+    if (!s->workers || !s->setups || !s->memos)
+        return error_set(error, DPI_E_SYSTEM, "out of memory");
+    if (!s->in_caller)
+        status = find_worker(o, &s->worker_path, error);
+    if (!status)
+        status = keep_shares(s, o, error);
+    if (!status)
+        status = make_memory(s, o, machine->memory_bytes, error);
+    if (!status)
+        status = make_model_fd(s, o, error);
+    for (size_t w = 0; !status && w < s->count; w++)
+        status = fill_setup(s, o, w, format, error);
+    if (!status)
+        status = place_broadcast(s, o, error);
+    if (!status)
+        choose_waiting(s, o, machine);
+    return status;
+}
+
+/* ---- becoming ready --------------------------------------------------------------------------------------------- */
+
+static dpi_status wait_ready(dpi_session *s, dpi_error *error)
+{
+    pthread_mutex_lock(&s->lock);
+    while (s->state == SESSION_OPENING)
+        pthread_cond_wait(&s->changed, &s->lock);
+    dpi_status status =
+        s->state == SESSION_FAILED ? error_set(error, s->failure.status, "%s", s->failure.message) : DPI_OK;
+    pthread_mutex_unlock(&s->lock);
+    return status;
+}
+
+static bool same_signature(const signature *a, const signature *b)
+{
+    if (a->input_count != b->input_count || a->output_count != b->output_count)
+        return false;
+    for (size_t side = 0; side < 2; side++) {
+        const port *x = side ? a->outputs : a->inputs, *y = side ? b->outputs : b->inputs;
+        for (size_t i = 0; i < (side ? a->output_count : a->input_count); i++)
+            if (strcmp(x[i].name, y[i].name) != 0 || x[i].dtype != y[i].dtype || x[i].rank != y[i].rank ||
+                memcmp(x[i].shape, y[i].shape, (size_t)x[i].rank * sizeof x[i].shape[0]) != 0)
+                return false;
+    }
+    return true;
+}
+
+/* Replicas of one fingerprint must agree bit for bit; mixed ones within a tolerance that is shown. */
+static dpi_status compare_replicas(dpi_session *s, bool deterministic, dpi_error *error)
+{
+    const worker_report *first = &s->workers[0].report;
+    s->bit_identical = true;
+    for (size_t w = 1; w < s->count; w++) {
+        const worker_report *r = &s->workers[w].report;
+        if (!same_signature(&first->sig, &r->sig))
+            return error_set(error, DPI_E_WORKER, "%s and %s see different inputs or outputs in the model",
+                             s->devices.items[0].name, s->devices.items[w].name);
+        bool same_engine = strcmp(first->fingerprint, r->fingerprint) == 0;
+        if (same_engine && strcmp(first->probe_hash, r->probe_hash) != 0)
+            return error_set(error, DPI_E_WORKER, "%s and %s run the same engine and give different results for the same "
+                                                  "rows; one of them is faulty", s->devices.items[0].name,
+                             s->devices.items[w].name);
+        if (same_engine)
+            continue;
+        s->bit_identical = false;
+        probe_result a = {.sample = first->sample, .sample_count = first->sample_count};
+        probe_result b = {.sample = r->sample, .sample_count = r->sample_count};
+        double difference = probe_difference(&a, &b);
+        s->tolerance = difference > s->tolerance ? difference : s->tolerance;
+    }
+    if (!s->bit_identical && deterministic)
+        return error_set(error, DPI_E_DEVICE, "the devices run different engines, so results may differ in their last bits "
+                                              "(by %.2g of the largest); choose equal devices or leave out --deterministic",
+                         s->tolerance);
+    return DPI_OK;
+}
+
+static dpi_status adopt_reports(dpi_session *s, const dpi_options *o, dpi_error *error)
+{
+    dpi_status status = compare_replicas(s, o->deterministic, error);
+    if (status)
+        return status;
+    s->sig = s->workers[0].report.sig;
+    for (size_t i = 0; i < s->sig.input_count; i++) {
+        s->is_broadcast[i] =
+            broadcast_find(s->setups[0].broadcast, s->setups[0].broadcast_count, s->sig.inputs[i].name) != NULL;
+        s->batch_input_count += !s->is_broadcast[i];
+    }
+    if (!s->batch_input_count)
+        return error_set(error, DPI_E_MODEL, "every input of the model is broadcast: there are no rows to split");
+    status = signature_fixed_rows(&s->sig, s->setups[0].broadcast, s->setups[0].broadcast_count, &s->fixed_rows, error);
+    if (status)
+        return status;
+    if (s->fixed_rows)
+        s->max_rows = s->fixed_rows;
+    plan_cost costs[LAYOUT_WORKERS];
+    for (size_t w = 0; w < s->count; w++) {
+        const worker_report *r = &s->workers[w].report;
+        if (r->size_changes_bits)
+            s->fixed_rows = s->max_rows;
+        costs[w] = (plan_cost){.fixed_ns = r->fixed_ns, .row_ns = r->row_ns};
+        atomic_store(&s->control->workers[w].fixed_ns, (uint64_t)r->fixed_ns);
+        atomic_store(&s->control->workers[w].row_ns, (uint64_t)r->row_ns);
+    }
+    s->planner = planner_new(s->count, costs);
+    return s->planner ? DPI_OK : error_set(error, DPI_E_SYSTEM, "out of memory");
+}
+
+static dpi_status open_with(const backend *chosen, const dpi_options *o, const char *format, const topology *machine,
+                            dpi_session **out, dpi_error *error)
+{
+    dpi_session *s = calloc(1, sizeof *s);
+    if (!s)
+        return error_set(error, DPI_E_SYSTEM, "out of memory");
+    s->backend = chosen;
+    s->model_fd = s->event_fd = s->supervisor_wake = -1;
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&s->changed, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_mutex_init(&s->engine_lock, NULL);
+    pthread_mutex_init(&s->ask_lock, NULL);
+    dpi_status status = prepare(s, o, format, machine, error);
+    if (!status)
+        status = supervisor_start(s, error);
+    if (!status)
+        status = wait_ready(s, error);
+    if (!status)
+        status = adopt_reports(s, o, error);
+    if (status) {
+        session_close(s);
+        return status;
+    }
+    *out = s;
+    return DPI_OK;
+}
+
+dpi_status session_open(const dpi_options *o, dpi_session **out, dpi_error *error)
+{
+    *out = NULL;
+    error_clear(error);
+    char format[16] = "";
+    dpi_status status = check_options(o, error);
+    if (status)
+        return status;
+    if (o->model_path)
+        backend_format_of(o->model_path, format);
+    else
+        snprintf(format, sizeof format, "%s", o->model_format ? o->model_format : "onnx");
+    topology machine;
+    status = topology_read(&machine, error);
+    if (status)
+        return status;
+    size_t count;
+    const backend *const *list = backend_list(&count);
+    dpi_error ours;
+    error_set(&ours, DPI_E_MODEL, "no backend opens \"%s\" files (%s)", format, o->model_path ? o->model_path : "memory");
+    if (o->backend && !backend_find(o->backend))
+        error_set(&ours, DPI_E_BACKEND, "there is no backend \"%s\"; dpinfer devices lists them", o->backend);
+    status = ours.status;
+    /* Unless one is named: the first in the documented order whose library is there. */
+    for (size_t i = 0; i < count && (status == DPI_E_MODEL || status == DPI_E_BACKEND) && !*out; i++) {
+        if (o->backend ? strcmp(o->backend, list[i]->name) != 0 : !backend_lists(list[i]->formats, format))
+            continue;
+        if (!backend_lists(list[i]->formats, format)) {
+            status = error_set(&ours, DPI_E_MODEL, "the backend %s does not open \"%s\" files; it opens: %s",
+                               list[i]->name, format, list[i]->formats);
+            break;
+        }
+        status = open_with(list[i], o, format, &machine, out, &ours);
+        if (status != DPI_E_BACKEND)
+            break;
+    }
+    topology_free(&machine);
+    if (status)
+        return error_set(error, status, "%s", ours.message);
+    return error_clear(error);
+}
+
+/* ---- ending ----------------------------------------------------------------------------------------------------- */
+
+static bool is_forked(const dpi_session *s) { return s->fork_guard && atomic_load_explicit(s->fork_guard, memory_order_relaxed) != 1; }
+
+void session_close(dpi_session *s)
+{
+    if (!s)
+        return;
+    if (is_forked(s)) { /* a child: the memory is the parent's business, and so is everything else */
+        arena_abandon(s->control_arena);
+        arena_abandon(s->inputs);
+        arena_abandon(s->outputs);
+        return;
+    }
+    supervisor_stop(s);
+    batch_free_all(s);
+    for (size_t w = 0; w < s->count && s->workers; w++) {
+        session_worker *k = &s->workers[w];
+        report_free(&k->report);
+        json_decref(k->reply);
+        if (k->page)
+            munmap(k->page, PAGE_BYTES);
+        int fds[] = {k->socket, k->page_fd, k->log_pipe};
+        for (size_t i = 0; s->supervisor_wake >= 0 && i < 3; i++)
+            if (fds[i] >= 0)
+                close(fds[i]);
+    }
+    for (size_t w = 0; w < s->count && s->setups; w++)
+        setup_free(&s->setups[w]);
+    int fds[] = {s->model_fd, s->event_fd, s->supervisor_wake};
+    for (size_t i = 0; i < 3; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+    arena_destroy(s->control_arena);
+    arena_destroy(s->inputs);
+    arena_destroy(s->outputs);
+    if (s->fork_guard)
+        munmap((void *)(uintptr_t)s->fork_guard, 4096);
+    planner_free(s->planner);
+    device_list_free(&s->devices);
+    pthread_mutex_destroy(&s->lock);
+    pthread_mutex_destroy(&s->engine_lock);
+    pthread_mutex_destroy(&s->ask_lock);
+    pthread_cond_destroy(&s->changed);
+    free(s->worker_path);
+    free(s->workers);
+    free(s->setups);
+    free(s->memos);
+    free(s->shares);
+    free(s->describe_workers);
+    free(s);
+}
+
+dpi_status session_usable(dpi_session *s, dpi_error *error)
+{
+    if (is_forked(s))
+        return error_set(error, DPI_E_FORKED, "this session was opened before fork(); open one in the child");
+    if (atomic_load_explicit(&s->failed, memory_order_acquire))
+        return error_set(error, s->failure.status, "%s", s->failure.message);
+    return DPI_OK;
+}
+
+/* ---- questions -------------------------------------------------------------------------------------------------- */
+
+dpi_status session_ask(dpi_session *s, size_t w, const json_t *question, const int *fds, size_t fd_count,
+                       json_t **answer, dpi_error *error)
+{
+    session_worker *k = &s->workers[w];
+    *answer = NULL;
+    dpi_status status = channel_send(k->socket, question, fds, fd_count, clock_now_ns() + 10000000000, error);
+    if (status)
+        return status;
+    atomic_fetch_add(&s->control->workers[w].mail, 1);
+    bell_ring(&s->control->workers[w].bell, &k->page->sleeping);
+    int64_t until = clock_now_ns() + (int64_t)s->compile_timeout_ms * 1000000;
+    struct timespec when = {.tv_sec = (time_t)(until / 1000000000), .tv_nsec = (long)(until % 1000000000)};
+    pthread_mutex_lock(&s->lock);
+    while (!k->reply && !atomic_load(&s->failed) && clock_now_ns() < until)
+        pthread_cond_timedwait(&s->changed, &s->lock, &when);
+    *answer = k->reply;
+    k->reply = NULL;
+    if (!*answer)
+        status = atomic_load(&s->failed) ? error_set(error, s->failure.status, "%s", s->failure.message)
+                                         : error_set(error, DPI_E_WORKER, "%s does not answer", s->devices.items[w].name);
+    pthread_mutex_unlock(&s->lock);
+    const json_t *failure = *answer ? json_object_get(*answer, "error") : NULL;
+    if (failure) {
+        worker_report unused;
+        status = report_from_json(*answer, &unused, error);
+        json_decref(*answer);
+        *answer = NULL;
+    }
+    return status;
+}
+
+static bool output_is_static(const port *p)
+{
+    for (int k = 1; k < p->rank; k++)
+        if (p->shape[k] < 0)
+            return false;
+    return true;
+}
+
+static dpi_status ask_shapes(dpi_session *s, int64_t inputs[PORT_MAX][DPI_MAX_RANK],
+                             int64_t outputs[PORT_MAX][DPI_MAX_RANK], dpi_error *error)
+{
+    json_t *shapes = json_array(), *answer;
+    for (size_t i = 0; i < s->sig.input_count; i++) {
+        json_t *shape = json_array();
+        for (int k = 0; k < s->sig.inputs[i].rank; k++)
+            json_array_append_new(shape, json_integer(k == 0 ? (json_int_t)(s->fixed_rows ? s->fixed_rows : 1)
+                                                             : (json_int_t)inputs[i][k]));
+        json_array_append_new(shapes, shape);
+    }
+    json_t *question = json_pack("{s:s, s:o}", "what", "shapes", "shapes", shapes);
+    dpi_status status = session_ask(s, 0, question, NULL, 0, &answer, error);
+    json_decref(question);
+    if (status)
+        return status;
+    const json_t *list = json_object_get(answer, "shapes");
+    for (size_t o = 0; o < s->sig.output_count; o++) {
+        const json_t *shape = json_array_get(list, o);
+        if (json_array_size(shape) != (size_t)s->sig.outputs[o].rank)
+            status = error_set(error, DPI_E_WORKER, "the worker's answer about shapes is not valid");
+        for (int k = 0; !status && k < s->sig.outputs[o].rank; k++) {
+            outputs[o][k] = json_integer_value(json_array_get(shape, (size_t)k));
+            if (outputs[o][k] < 0)
+                status = error_set(error, DPI_E_WORKER, "the worker's answer about shapes is not valid");
+        }
+    }
+    json_decref(answer);
+    return status;
+}
+
+dpi_status session_output_shapes(dpi_session *s, int64_t inputs[PORT_MAX][DPI_MAX_RANK],
+                                 int64_t outputs[PORT_MAX][DPI_MAX_RANK], dpi_error *error)
+{
+    bool all_static = true;
+    for (size_t o = 0; o < s->sig.output_count; o++) {
+        all_static &= output_is_static(&s->sig.outputs[o]);
+        memcpy(outputs[o], s->sig.outputs[o].shape, sizeof outputs[o]);
+    }
+    if (all_static)
+        return DPI_OK;
+    pthread_mutex_lock(&s->lock);
+    for (size_t m = 0; m < SESSION_MEMOS; m++) {
+        bool hit = s->memos[m].used;
+        for (size_t i = 0; hit && i < s->sig.input_count; i++)
+            for (int k = 1; hit && k < s->sig.inputs[i].rank; k++)
+                hit = s->is_broadcast[i] || s->memos[m].inputs[i][k] == inputs[i][k];
+        if (!hit)
+            continue;
+        memcpy(outputs, s->memos[m].outputs, sizeof s->memos[m].outputs);
+        pthread_mutex_unlock(&s->lock);
+        return DPI_OK;
+    }
+    pthread_mutex_unlock(&s->lock);
+    int64_t answer[PORT_MAX][DPI_MAX_RANK] = {{0}};
+    pthread_mutex_lock(&s->ask_lock);
+    dpi_status status = ask_shapes(s, inputs, answer, error);
+    pthread_mutex_unlock(&s->ask_lock);
+    if (status)
+        return status;
+    pthread_mutex_lock(&s->lock);
+    struct shape_memo *memo = &s->memos[s->memo_next++ % SESSION_MEMOS];
+    memo->used = true;
+    memcpy(memo->inputs, inputs, sizeof memo->inputs);
+    memcpy(memo->outputs, answer, sizeof memo->outputs);
+    memcpy(outputs, answer, sizeof answer);
+    pthread_mutex_unlock(&s->lock);
+    return DPI_OK;
+}
+
+/* ---- facts ------------------------------------------------------------------------------------------------------ */
+
+static size_t describe_ports(const port *ports, size_t count, const bool *skip, dpi_tensor *out)
+{
+    size_t used = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (skip && skip[i])
+            continue;
+        out[used] = (dpi_tensor){.name = ports[i].name, .dtype = ports[i].dtype, .rank = ports[i].rank};
+        memcpy(out[used].shape, ports[i].shape, sizeof out[used].shape);
+        out[used++].shape[0] = -1;
+    }
+    return used;
+}
+
+void session_describe(dpi_session *s, dpi_description *d)
+{
+    pthread_mutex_lock(&s->lock);
+    if (!s->describe_workers)
+        s->describe_workers = calloc(s->count, sizeof *s->describe_workers);
+    d->inputs = s->describe_inputs;
+    d->input_count = describe_ports(s->sig.inputs, s->sig.input_count, s->is_broadcast, s->describe_inputs);
+    d->outputs = s->describe_outputs;
+    d->output_count = describe_ports(s->sig.outputs, s->sig.output_count, NULL, s->describe_outputs);
+    d->workers = s->describe_workers;
+    d->worker_count = s->describe_workers ? s->count : 0;
+    for (size_t w = 0; w < d->worker_count; w++) {
+        const session_worker *k = &s->workers[w];
+        s->describe_workers[w] = (dpi_worker_info){.device = s->devices.items[w].name,
+                                                   .backend = s->backend->name,
+                                                   .library = k->report.library,
+                                                   .version = k->report.version,
+                                                   .fingerprint = k->report.fingerprint,
+                                                   .pid = s->in_caller ? 0 : k->process.pid,
+                                                   .generation = k->generation,
+                                                   .open_seconds = k->report.open_seconds,
+                                                   .from_cache = k->report.from_cache};
+    }
+    d->batch = s->max_rows;
+    d->fixed_batch = s->fixed_rows;
+    d->bit_identical = s->bit_identical;
+    d->tolerance = s->tolerance;
+    pthread_mutex_unlock(&s->lock);
+}
+
+void session_stats(dpi_session *s, dpi_stats_data *d)
+{
+    pthread_mutex_lock(&s->lock);
+    d->batches = s->batches_done;
+    d->rows = s->rows_done;
+    d->failed_batches = s->batches_failed;
+    d->copy_in_ns = __atomic_load_n(&s->copy_in_ns, __ATOMIC_RELAXED);
+    d->copy_out_ns = __atomic_load_n(&s->copy_out_ns, __ATOMIC_RELAXED);
+    d->copied_in_bytes = __atomic_load_n(&s->copied_in_bytes, __ATOMIC_RELAXED);
+    d->copied_out_bytes = __atomic_load_n(&s->copied_out_bytes, __ATOMIC_RELAXED);
+    d->wake_ns = s->wake_ns;
+    d->arena_input_bytes = arena_committed(s->inputs);
+    d->arena_output_bytes = arena_committed(s->outputs) - LAYOUT_CLAIMS_BYTES;
+    for (size_t w = 0; w < s->count && d->workers && w < d->worker_count; w++) {
+        const worker_page *page = s->workers[w].page;
+        plan_cost cost = planner_cost(s->planner, w);
+        d->workers[w] = (dpi_worker_stats){.slices = atomic_load(&page->slices),
+                                           .rows = atomic_load(&page->rows),
+                                           .stolen = atomic_load(&page->stolen),
+                                           .wait_ns = atomic_load(&page->wait_ns),
+                                           .load_ns = atomic_load(&page->load_ns),
+                                           .copy_in_ns = atomic_load(&page->copy_in_ns),
+                                           .compute_ns = atomic_load(&page->compute_ns),
+                                           .copy_out_ns = atomic_load(&page->copy_out_ns),
+                                           .fixed_us = cost.fixed_ns * 1e-3,
+                                           .row_us = cost.row_ns * 1e-3};
+    }
+    d->worker_count = s->count;
+    pthread_mutex_unlock(&s->lock);
+}
