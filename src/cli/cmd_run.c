@@ -1,0 +1,160 @@
+#include "cli/cli.h"
+
+#include "data/source.h"
+
+#include <string.h>
+
+static const char help[] =
+    "dpinfer run MODEL --input [NAME=]SOURCE --output [NAME=]SINK\n"
+    "\n"
+    "Sends a data set through a model on all devices and writes the results in order.\n"
+    "\n"
+    "    dpinfer run digits.onnx --input images.npy --output scores.npy\n"
+    "    dpinfer run resnet50.onnx --input photos.npy --output top.csv --top 5 --labels imagenet.txt\n"
+    "    dpinfer run bert.onnx --input ids=ids.npy --input mask=mask.npy --output pooled=out.npy --batch 32\n"
+    "    dpinfer run net.onnx --input random:3x224x224:float32:100000 --output none --devices cpu:0-3,cpu:4-7\n"
+    "\n"
+    "Data\n"
+    "    --input [NAME=]SOURCE     FILE.npy (may be larger than memory), or random:SHAPE:DTYPE:N[:SEED]\n"
+    "    --output [NAME=]SINK      FILE.npy, FILE.csv (best classes of each row) or none; naming outputs chooses them\n"
+    "    --broadcast NAME=FILE.npy an input that is the same for all rows\n"
+    "    --rows A:B                rows A up to B of the sources\n"
+    "    --top K --labels FILE     for .csv: how many classes, and their names, one a line\n"
+    "    --accuracy LABELS.npy     share of rows whose best class is the label\n"
+    "    --no-overwrite            refuse when an output exists\n"
+    "Where and how\n"
+    "    --devices LIST            auto (default), cpu:0, cpu:0-3,8, cpu:all, cpu:numa0, sim:0; KIND:WHAT*2 is two workers\n"
+    "    --batch N                 rows per device and engine call (64)\n"
+    "    --precision P             model (default), fp32, fp16, bf16\n"
+    "    --backend B               openvino, onnxruntime, sim; --library FILE names its library\n"
+    "    --provider NAME --provider-option K=V    ONNX Runtime's execution provider\n"
+    "    --backend-option K=V      passed to the backend; 2.K=V to worker 2 alone\n"
+    "    --trust-rows              do not refuse a model whose rows seem to depend on each other\n"
+    "    --deterministic           refuse devices that are not bit-identical\n"
+    "    --slice-timeout S, --compile-timeout S    when a worker counts as hanging\n"
+    "    --cache-dir DIR, --no-cache               the engine cache\n"
+    "    --arena-max SIZE, --isolation process|thread, --wait auto|block|yield|spin\n"
+    "Output\n"
+    "    --json[=FILE], --dry-run (opens and checks everything, computes nothing), -v, -q\n";
+
+static void print_summary(const cli_options *o, const dpi_description *d, const dpi_run_result *result)
+{
+    char rows[32];
+    if (o->quiet)
+        return;
+    printf("%s rows in %.2f s, %.0f rows/s, on %zu device%s (%s %s)\n", cli_grouped(result->rows, rows), result->seconds,
+           result->seconds > 0 ? (double)result->rows / result->seconds : 0, d->worker_count,
+           d->worker_count == 1 ? "" : "s", d->workers[0].backend, d->workers[0].version);
+    if (!d->bit_identical)
+        printf("The devices run different engines: results may differ by %.2g of the largest.\n", d->tolerance);
+}
+
+static dpi_status dry_run(const cli_options *o, dpi_session *s, const dpi_description *d, dpi_error *error)
+{
+    char text[256];
+    for (size_t i = 0; i < o->input_count; i++) {
+        const char *spec = o->inputs[i], *equals = strchr(spec, '=');
+        for (size_t k = 0; equals && k < d->input_count; k++)
+            if (strlen(d->inputs[k].name) == (size_t)(equals - spec) &&
+                strncmp(spec, d->inputs[k].name, (size_t)(equals - spec)) == 0)
+                spec = equals + 1;
+        source *opened;
+        dpi_status status = source_open(spec, -1, &opened, error);
+        if (status)
+            return status;
+        dpi_tensor t = {.dtype = source_port(opened)->dtype, .rank = source_port(opened)->rank};
+        memcpy(t.shape, source_port(opened)->shape, sizeof t.shape);
+        cli_shape_text(&t, text, sizeof text);
+        printf("source %s: %s\n", spec, text);
+        source_close(opened);
+    }
+    for (size_t i = 0; i < d->input_count; i++) {
+        cli_shape_text(&d->inputs[i], text, sizeof text);
+        printf("input  %s: %s\n", d->inputs[i].name, text);
+    }
+    for (size_t i = 0; i < d->output_count; i++) {
+        cli_shape_text(&d->outputs[i], text, sizeof text);
+        printf("output %s: %s\n", d->outputs[i].name, text);
+    }
+    for (size_t w = 0; w < d->worker_count; w++)
+        printf("device %s: %s %s, ready in %.2f s\n", d->workers[w].device, d->workers[w].backend, d->workers[w].version,
+               d->workers[w].open_seconds);
+    (void)s;
+    return DPI_OK;
+}
+
+static dpi_status report(const cli_options *o, const dpi_description *d, const dpi_run_result *result, dpi_error *error)
+{
+    double share = -1;
+    uint64_t labelled = 0;
+    if (o->accuracy) {
+        if (!o->output_count || strcmp(o->outputs[0], "none") == 0)
+            return error_set(error, DPI_E_ARGUMENT, "--accuracy needs --output FILE.npy or FILE.csv");
+        dpi_status status = cli_accuracy(o->outputs[0], o->accuracy, o->row_begin, &share, &labelled, error);
+        if (status)
+            return status;
+    }
+    if (!o->json || o->json_path) {
+        print_summary(o, d, result);
+        if (o->accuracy)
+            printf("accuracy: %.2f %% of %llu rows\n", 100 * share, (unsigned long long)labelled);
+    }
+    if (!o->json)
+        return DPI_OK;
+    json_t *json = json_pack("{s:s, s:I, s:f, s:f, s:o}", "model", o->model, "rows", (json_int_t)result->rows, "seconds",
+                             result->seconds, "rows_per_s",
+                             result->seconds > 0 ? (double)result->rows / result->seconds : 0.0, "session",
+                             cli_describe_json(d));
+    if (o->accuracy)
+        json_object_set_new(json, "accuracy", json_real(share));
+    if (!o->json_path) {
+        cli_print_json(json);
+        return DPI_OK;
+    }
+    bool written = json_dump_file(json, o->json_path, JSON_INDENT(2) | JSON_REAL_PRECISION(9)) == 0;
+    json_decref(json);
+    return written ? DPI_OK : error_set(error, DPI_E_IO, "cannot write %s", o->json_path);
+}
+
+int cmd_run(int argc, char **argv)
+{
+    cli_options o;
+    dpi_error error;
+    dpi_session *s = NULL;
+    dpi_description d = DPI_INIT(dpi_description);
+    dpi_status status = cli_parse(argc, argv, CLI_MODEL | CLI_RUN, help, &o, &error);
+    if (!status && !o.input_count)
+        status = error_set(&error, DPI_E_ARGUMENT, "run: which --input? See dpinfer run --help");
+    if (!status) {
+        cli_catch_signals();
+        status = dpi_open(&o.open, &s, &error);
+    }
+    if (!status)
+        status = dpi_describe(s, &d, &error);
+    if (!status && o.dry_run)
+        status = dry_run(&o, s, &d, &error);
+    else if (!status) {
+        cli_progress progress;
+        cli_progress_start(&progress, &d, o.quiet);
+        dpi_run_options run = DPI_INIT(dpi_run_options);
+        dpi_run_result result = DPI_INIT(dpi_run_result);
+        run.inputs = o.inputs;
+        run.input_count = o.input_count;
+        run.outputs = o.outputs;
+        run.output_count = o.output_count;
+        run.row_begin = o.row_begin;
+        run.row_end = o.row_end;
+        run.top = o.top;
+        run.labels_path = o.labels;
+        run.no_overwrite = o.no_overwrite;
+        run.progress = cli_progress_show;
+        run.progress_context = &progress;
+        status = dpi_run(s, &run, &result, &error);
+        if (!status)
+            status = report(&o, &d, &result, &error);
+    }
+    int code = status ? cli_fail(&error) : 0;
+    dpi_close(s);
+    cli_free(&o);
+    return code;
+}

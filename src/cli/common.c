@@ -1,0 +1,221 @@
+#include "cli/cli.h"
+
+#include "base/tensor.h"
+#include "data/npy.h"
+#include "data/source.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+int cli_fail(const dpi_error *error)
+{
+    int number = cli_signal();
+    if (error->status == DPI_CANCELLED && number)
+        return 128 + number;
+    fprintf(stderr, "dpinfer: %s\n", error->message);
+    return dpi_status_exit_code(error->status);
+}
+
+void cli_print_json(json_t *json)
+{
+    json_dumpf(json, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
+    putchar('\n');
+    json_decref(json);
+}
+
+const char *cli_grouped(uint64_t number, char buffer[32])
+{
+    char plain[32];
+    int length = snprintf(plain, sizeof plain, "%llu", (unsigned long long)number);
+    size_t used = 0;
+    for (int i = 0; i < length; i++) {
+        if (i && (length - i) % 3 == 0)
+            buffer[used++] = ',';
+        buffer[used++] = plain[i];
+    }
+    buffer[used] = 0;
+    return buffer;
+}
+
+/* ---- signals ---------------------------------------------------------------------------------------------------- */
+
+static volatile sig_atomic_t caught; /* a handler has no context */
+
+static void on_signal(int number) { caught = number; }
+
+void cli_catch_signals(void)
+{
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_signal;
+    action.sa_flags = (int)SA_RESETHAND; /* the second one ends the program at once */
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
+int cli_signal(void) { return (int)caught; }
+
+/* ---- progress --------------------------------------------------------------------------------------------------- */
+
+void cli_progress_start(cli_progress *p, const dpi_description *description, bool quiet)
+{
+    *p = (cli_progress){.description = description, .quiet = quiet, .terminal = isatty(2), .next_line_s = 2};
+}
+
+static void draw_bar(const cli_progress *p, const dpi_progress *now, double rate)
+{
+    char done[32], total[32], bar[25];
+    size_t filled = now->rows_total ? (size_t)(24 * now->rows_done / now->rows_total) : 24;
+    memset(bar, ' ', sizeof bar);
+    memset(bar, '=', filled);
+    bar[24] = 0;
+    fprintf(stderr, "\r[%s] %s/%s rows, %.0f rows/s", bar, cli_grouped(now->rows_done, done),
+            cli_grouped(now->rows_total, total), rate);
+    for (size_t w = 0; w < now->worker_count && w < 4; w++)
+        fprintf(stderr, ", %s %.0f", p->description->workers[w].device,
+                now->seconds > 0 ? (double)now->worker_rows[w] / now->seconds : 0);
+    if (now->worker_count > 4)
+        fprintf(stderr, ", ...");
+    double left = rate > 0 ? (double)(now->rows_total - now->rows_done) / rate : 0;
+    fprintf(stderr, ", %d:%02d left \033[K", (int)left / 60, (int)left % 60);
+    if (now->rows_done == now->rows_total)
+        fputc('\n', stderr);
+}
+
+int cli_progress_show(void *context, const dpi_progress *now)
+{
+    cli_progress *p = context;
+    p->rows_done = now->rows_done;
+    double rate = now->seconds > 0 ? (double)now->rows_done / now->seconds : 0;
+    if (!p->quiet && p->terminal)
+        draw_bar(p, now, rate);
+    else if (!p->quiet && now->seconds >= p->next_line_s) {
+        char done[32], total[32];
+        fprintf(stderr, "%s of %s rows, %.0f rows/s\n", cli_grouped(now->rows_done, done),
+                cli_grouped(now->rows_total, total), rate);
+        p->next_line_s = now->seconds + 5;
+    }
+    return cli_signal() != 0;
+}
+
+/* ---- facts ------------------------------------------------------------------------------------------------------ */
+
+void cli_shape_text(const dpi_tensor *t, char *out, size_t size)
+{
+    char buffer[SHAPE_TEXT_SIZE];
+    snprintf(out, size, "%s %s", dpi_dtype_name(t->dtype), shape_text(t->shape, t->rank, buffer));
+}
+
+json_t *cli_tensor_json(const dpi_tensor *t)
+{
+    json_t *shape = json_array();
+    for (int i = 0; i < t->rank; i++)
+        json_array_append_new(shape, json_integer(t->shape[i]));
+    return json_pack("{s:s, s:s, s:o}", "name", t->name, "dtype", dpi_dtype_name(t->dtype), "shape", shape);
+}
+
+json_t *cli_describe_json(const dpi_description *d)
+{
+    json_t *inputs = json_array(), *outputs = json_array(), *workers = json_array();
+    for (size_t i = 0; i < d->input_count; i++)
+        json_array_append_new(inputs, cli_tensor_json(&d->inputs[i]));
+    for (size_t i = 0; i < d->output_count; i++)
+        json_array_append_new(outputs, cli_tensor_json(&d->outputs[i]));
+    for (size_t w = 0; w < d->worker_count; w++) {
+        const dpi_worker_info *k = &d->workers[w];
+        json_array_append_new(workers, json_pack("{s:s, s:s, s:s, s:s, s:s, s:f, s:b}", "device", k->device, "backend",
+                                                 k->backend, "library", k->library, "version", k->version, "fingerprint",
+                                                 k->fingerprint, "open_seconds", k->open_seconds, "from_cache",
+                                                 k->from_cache));
+    }
+    return json_pack("{s:o, s:o, s:o, s:I, s:I, s:b, s:f}", "inputs", inputs, "outputs", outputs, "workers", workers,
+                     "batch", (json_int_t)d->batch, "fixed_batch", (json_int_t)d->fixed_batch, "bit_identical",
+                     d->bit_identical, "tolerance", d->tolerance);
+}
+
+/* ---- accuracy --------------------------------------------------------------------------------------------------- */
+
+static dpi_status count_npy(const char *output, const npy_header *lh, const void *labels, uint64_t begin,
+                            uint64_t *right, uint64_t *rows, dpi_error *error)
+{
+    source *s;
+    dpi_status status = source_open(output, -1, &s, error);
+    if (status)
+        return status;
+    const port *p = source_port(s);
+    size_t classes = 0;
+    shape_elements(p->shape, 1, p->rank, &classes);
+    *rows = source_rows(s);
+    void *row = malloc(classes * dpi_dtype_size(p->dtype) + 1);
+    for (uint64_t r = 0; row && !status && r < *rows; r++) {
+        const void *data;
+        bool in_place;
+        status = source_rows_at(s, r, 1, row, false, &data, &in_place, error);
+        size_t best = 0;
+        for (size_t c = 1; !status && c < classes; c++)
+            if (dtype_get(p->dtype, data, c) > dtype_get(p->dtype, data, best))
+                best = c;
+        if (begin + r < (uint64_t)lh->shape[0])
+            *right += dtype_get(lh->dtype, labels, begin + r) == (double)best;
+    }
+    if (!row)
+        status = error_set(error, DPI_E_SYSTEM, "out of memory");
+    free(row);
+    source_close(s);
+    return status;
+}
+
+static dpi_status count_csv(const char *output, const npy_header *lh, const void *labels, uint64_t *right,
+                            uint64_t *rows, dpi_error *error)
+{
+    FILE *file = fopen(output, "re");
+    if (!file)
+        return error_set(error, DPI_E_DATA, "cannot read %s again", output);
+    char *line = NULL;
+    size_t size = 0;
+    dpi_status status = DPI_OK;
+    while (!status && getline(&line, &size, file) > 0) {
+        char *comma = strchr(line, ','), *second = comma ? strchr(comma + 1, ',') : NULL;
+        uint64_t row, class;
+        if (strncmp(line, "row,", 4) == 0 || !second)
+            continue;
+        *comma = *second = 0;
+        if (!text_to_u64(line, 0, UINT64_MAX, &row) || !text_to_u64(comma + 1, 0, UINT32_MAX, &class))
+            status = error_set(error, DPI_E_ARGUMENT, "--accuracy needs class numbers in %s: leave --labels out", output);
+        else if (row < (uint64_t)lh->shape[0])
+            *right += dtype_get(lh->dtype, labels, row) == (double)class;
+        ++*rows;
+    }
+    free(line);
+    fclose(file);
+    return status;
+}
+
+dpi_status cli_accuracy(const char *output, const char *labels, uint64_t row_begin, double *share, uint64_t *rows,
+                        dpi_error *error)
+{
+    npy_header h;
+    void *data;
+    const char *equals = strchr(output, '=');
+    if (equals && !memchr(output, '/', (size_t)(equals - output)))
+        output = equals + 1;
+    dpi_status status = npy_load(labels, 1ull << 34, &h, &data, error);
+    if (status)
+        return status;
+    uint64_t right = 0;
+    *rows = 0;
+    size_t length = strlen(output);
+    if (h.rank != 1)
+        status = error_set(error, DPI_E_DATA, "%s: labels are one number a row", labels);
+    else if (length > 4 && strcmp(output + length - 4, ".npy") == 0)
+        status = count_npy(output, &h, data, row_begin, &right, rows, error);
+    else
+        status = count_csv(output, &h, data, &right, rows, error);
+    if (!status && row_begin + *rows > (uint64_t)h.shape[0])
+        status = error_set(error, DPI_E_DATA, "%s has %lld labels for %llu rows", labels, (long long)h.shape[0],
+                           (unsigned long long)(row_begin + *rows));
+    free(data);
+    *share = *rows ? (double)right / (double)*rows : 0;
+    return status;
+}
