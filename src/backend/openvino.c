@@ -7,7 +7,6 @@
 #include "base/text.h"
 #include "base/topology.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,6 +32,8 @@ struct backend_engine {
     size_t output_index[PORT_MAX]; /* of the model, for each output that is wanted */
     size_t model_outputs;
     shapes measured;
+    void *blob; /* an imported engine's mapping: 2026 releases use its weights in place */
+    size_t blob_bytes;
 };
 
 /* ---- the library ------------------------------------------------------------------------------------------------ */
@@ -52,8 +53,12 @@ static dpi_status check(const backend_library *library, int result, dpi_status o
     return ours;
 }
 
-static const char *const ir_types[OV_DTYPES] = {NULL,  "boolean", "i8",  "u8",  "i16",  "u16", "i32",
-                                                "u32", "i64",     "u64", "f16", "bf16", "f32", "f64"};
+/* By dtype: how IR names an element type, as an attribute and as a port's precision. */
+static const struct {
+    const char *type, *precision;
+} ir_types[OV_DTYPES] = {{NULL, NULL},    {"boolean", "BOOL"}, {"i8", "I8"},    {"u8", "U8"},   {"i16", "I16"},
+                         {"u16", "U16"},  {"i32", "I32"},      {"u32", "U32"},  {"i64", "I64"}, {"u64", "U64"},
+                         {"f16", "FP16"}, {"bf16", "BF16"},    {"f32", "FP32"}, {"f64", "FP64"}};
 
 /* The number of an element type: that of the input of a model made of one Parameter and one Result. */
 static int learn_type(const backend_library *library, const char *type, const char *precision)
@@ -101,12 +106,8 @@ static dpi_status start_library(backend_library *library, void *handle, dpi_erro
         return error_set(error, DPI_E_BACKEND, "%s is OpenVINO %s; dpinfer needs 2025.0 or newer: pip install -U openvino",
                          library->path, library->version);
     dpi_status status = check(library, library->api.core_create(&library->core), DPI_E_BACKEND, library->path, error);
-    for (int d = 1; !status && d < OV_DTYPES; d++) {
-        char upper[16] = "";
-        for (size_t i = 0; ir_types[d][i]; i++)
-            upper[i] = (char)toupper((unsigned char)ir_types[d][i]);
-        library->types[d] = learn_type(library, ir_types[d], d == DPI_BOOL ? "BOOL" : upper);
-    }
+    for (int d = 1; !status && d < OV_DTYPES; d++)
+        library->types[d] = learn_type(library, ir_types[d].type, ir_types[d].precision);
     if (!status && library->types[DPI_F32] < 0)
         status = error_set(error, DPI_E_BACKEND, "%s (OpenVINO %s) does not tell its element types", library->path,
                            library->version);
@@ -339,6 +340,8 @@ static void ov_close(backend_engine *e)
         e->library->api.infer_request_free(e->request);
     if (e->compiled)
         e->library->api.compiled_model_free(e->compiled);
+    if (e->blob)
+        munmap(e->blob, e->blob_bytes);
     shapes_free(&e->measured);
     free(e);
 }
@@ -354,9 +357,9 @@ static dpi_status import_engine(backend_engine *e, int fd, dpi_error *error)
         return error_set_errno(error, DPI_E_SYSTEM, errno, "cannot map the stored engine");
     int result = e->library->api.core_import_model(e->library->core, map + begin, (size_t)(info.st_size - begin), "CPU",
                                                    &e->compiled);
-    dpi_status status = check(e->library, result, DPI_E_MODEL, "the stored engine", error);
-    munmap(map, (size_t)info.st_size);
-    return status;
+    e->blob = map;
+    e->blob_bytes = (size_t)info.st_size;
+    return check(e->library, result, DPI_E_MODEL, "the stored engine", error);
 }
 
 static dpi_status compile(backend_engine *e, const backend_model *model, dpi_error *error)

@@ -291,7 +291,9 @@ static dpi_status examine(probe *p, probe_result *result, dpi_error *error)
         status = test_size(p, 1, reference, other, bytes, &result->size_changes_bits, error);
     if (!status && !r->fixed_rows && large > base)
         status = test_size(p, large, reference, other, bytes, &result->size_changes_bits, error);
-    if (!status)
+    if (!status && row_ns > SLOW_ROW_NS)
+        result->row_ns = row_ns; /* what has run already tells enough */
+    else if (!status)
         status = fit_cost(p, large, result, error);
     free(reference);
     free(other);

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Installs what is missing: Debian packages by name, the inference libraries from PyPI by version and hash into .deps.
+# usage: tools/deps.sh [test|check]     test: also the oldest libraries; check: also compilers and checkers
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+packages="gcc g++ libc6-dev make cmake ninja-build pkg-config libhwloc-dev libjansson-dev libxxhash-dev python3 python3-venv"
+[ "${1:-}" = test ] || [ "${1:-}" = check ] && packages="$packages libcmocka-dev"
+[ "${1:-}" = check ] && packages="$packages clang clang-tidy clang-format libclang-rt-dev"
+
+missing=""
+for package in $packages; do
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q '^install ok installed' || missing="$missing $package"
+done
+if [ -n "$missing" ]; then
+    if [ "$(id -u)" != 0 ]; then
+        echo "dpinfer needs Debian packages that are not installed; type: sudo apt-get install$missing" >&2
+        exit 2
+    fi
+    echo "installing$missing"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq </dev/null
+    # shellcheck disable=SC2086
+    apt-get install -y -qq --no-install-recommends $missing </dev/null >/dev/null
+fi
+
+python=python3
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || python=/usr/bin/python3
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "dpinfer's model scripts need Python 3.11 or newer; $("$python" --version) was found" >&2
+    exit 2
+}
+
+# install STAMP REQUIREMENTS COMMAND...: runs COMMAND unless STAMP says that it has run for these requirements
+install() {
+    local stamp=$1 requirements=$2
+    shift 2
+    cmp -s "$requirements" ".deps/$stamp" && return
+    echo "installing $requirements into .deps"
+    "$@"
+    cp "$requirements" ".deps/$stamp"
+}
+venv() {
+    rm -rf .deps/venv
+    "$python" -m venv .deps/venv
+    .deps/venv/bin/pip install -q --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/engines.txt
+}
+oldest() {
+    rm -rf .deps/oldest
+    .deps/venv/bin/pip install -q --disable-pip-version-check --require-hashes --only-binary :all: --no-deps \
+        --target .deps/oldest -r requirements/oldest.txt
+}
+mkdir -p .deps
+install engines.stamp requirements/engines.txt venv
+case "${1:-}" in
+test | check) install oldest.stamp requirements/oldest.txt oldest ;;
+esac
