@@ -1,0 +1,76 @@
+/* Sessions on sim devices whose every row is known: helpers of the tests of the public interface. */
+#ifndef TESTS_API_SIM_KIT_H
+#define TESTS_API_SIM_KIT_H
+
+#include "backend/sim.h"
+
+#include <dpinfer/dpinfer.h>
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define KIT_PORTS 16
+#define KIT_GUARD 64 /* bytes behind every output that must stay as they were */
+
+typedef struct kit {
+    dpi_session *s;
+    sim_model model;
+    dpi_tensor broadcast[KIT_PORTS]; /* of the model's broadcast inputs; data malloc'd */
+    size_t broadcast_count;
+} kit;
+
+/* Opens `text` on `devices`. `o` (may be NULL) brings other options; its model, devices, broadcast and cache are set
+ * here. Fails the test when it does not open. */
+kit *kit_open(const char *text, const char *devices, const dpi_options *o);
+/* The same, and the status instead of a failure; NULL then. */
+kit *kit_try_open(const char *text, const char *devices, const dpi_options *o, dpi_error *error);
+void kit_close(kit *k);
+
+/* A batch of random rows in plain memory, and memory for its results. */
+typedef struct kit_batch {
+    const kit *k;
+    size_t rows;
+    dpi_tensor in[KIT_PORTS], out[KIT_PORTS];
+    size_t in_count, out_count, in_index[KIT_PORTS]; /* in_index: which input of the model */
+} kit_batch;
+
+/* `extent` stands for every free axis but the first. */
+kit_batch *kit_batch_new(const kit *k, size_t rows, uint64_t seed, int64_t extent);
+void kit_batch_free(kit_batch *b);
+/* Compares `outputs` (NULL: the batch's own memory, guard included) with the reference, row by row. */
+void kit_batch_check(const kit_batch *b, const dpi_tensor *outputs);
+/* Overwrites the result memory, so that a later check cannot pass on old results. */
+void kit_batch_spoil(kit_batch *b);
+/* dpi_forward and check. */
+void kit_forward(const kit *k, size_t rows, uint64_t seed);
+dpi_status kit_submit(const kit *k, kit_batch *b, bool views, int64_t queue_timeout_ms, dpi_ticket *ticket,
+                      dpi_error *error);
+
+/* What a process must not have left behind: children, descriptors, mappings of ours, threads. */
+typedef struct kit_traces {
+    int fds, mappings, threads, children;
+} kit_traces;
+kit_traces kit_look(void);
+/* Compares with `before`, waiting up to two seconds for what ends by itself. */
+void kit_check_clean(kit_traces before);
+
+double kit_now_s(void);
+
+#define kit_assert_ok(call, error)                                                                                     \
+    do {                                                                                                               \
+        if ((call) != DPI_OK)                                                                                          \
+            fail_msg("%s: %s %s", #call, dpi_status_name((error).status), (error).message);                            \
+    } while (0)
+#define kit_assert_contains(text, part)                                                                                \
+    do {                                                                                                               \
+        if (!strstr((text), (part)))                                                                                   \
+            fail_msg("\"%s\" does not say \"%s\"", (text), (part));                                                    \
+    } while (0)
+
+#endif

@@ -1,0 +1,439 @@
+/* The simulated backend itself: what it computes, what it costs, how it fails. Other layers rely on each of these. */
+#include "backend/sim.h"
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/text.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static const backend *const sim = &backend_sim;
+
+/* Opens a model in memory; `options` is "key value key value", or NULL. */
+static dpi_status open_with(const char *text, const char *options, int import_fd, backend_engine **engine,
+                            dpi_error *error)
+{
+    backend_library *library = NULL;
+    assert_int_equal(sim->load(&(backend_load_options){0}, NULL, &library, error), DPI_OK);
+    dpi_key_value list[8];
+    size_t count = 0;
+    char *copy = strdup(options ? options : ""), *rest = NULL;
+    for (char *word = strtok_r(copy, " ", &rest); word; word = strtok_r(NULL, " ", &rest)) {
+        list[count].key = word;
+        list[count++].value = strtok_r(NULL, " ", &rest);
+    }
+    backend_model model = {.data = text, .bytes = strlen(text), .format = "sim"};
+    backend_device device = {.kind = "sim", .name = "sim:0", .threads = 1};
+    backend_open_options open = {.model = &model,
+                                 .device = &device,
+                                 .max_rows = 8,
+                                 .options = list,
+                                 .option_count = count,
+                                 .import_fd = import_fd};
+    *engine = NULL;
+    dpi_status status = sim->open(library, &open, engine, error);
+    free(copy);
+    sim->unload(library); /* a sim engine does not need it */
+    return status;
+}
+
+static backend_engine *open_ok(const char *text, const char *options)
+{
+    backend_engine *engine;
+    dpi_error error = {0};
+    if (open_with(text, options, -1, &engine, &error))
+        fail_msg("%s", error.message);
+    sim->ready(engine);
+    return engine;
+}
+
+#define SIMPLE "input x uint8 N 4\noutput y float32 N 3\n"
+
+/* One slice of SIMPLE (or a model with the same ports). */
+static dpi_status run_simple(backend_engine *engine, size_t rows, const uint8_t *x, float *y, dpi_error *error)
+{
+    backend_array in = {.data = (void *)(uintptr_t)x, .rank = 2, .shape = {(int64_t)rows, 4}};
+    backend_array out = {.data = y, .rank = 2, .shape = {(int64_t)rows, 3}};
+    backend_timing timing = {0};
+    return sim->run(engine, &(backend_call){.rows = rows, .inputs = &in, .outputs = &out}, &timing, error);
+}
+
+/* ---- what it computes ------------------------------------------------------------------------------------------- */
+
+static void every_dtype_gets_its_expected_rows(void **state)
+{
+    (void)state;
+    for (dpi_dtype dtype = DPI_BOOL; dtype <= DPI_F64; dtype++) {
+        const char *name = dpi_dtype_name(dtype);
+        char *text = text_format("input x %s N 5\ninput s int32 broadcast 3\noutput y %s N 7\noutput z %s N\n", name,
+                                 name, name);
+        backend_engine *engine = open_ok(text, NULL);
+        sim_model *m = malloc(sizeof *m);
+        assert_int_equal(sim_model_parse(text, strlen(text), "m", m, NULL), DPI_OK);
+        size_t size = dpi_dtype_size(dtype), rows = 4;
+        unsigned char x[4 * 5 * 8], y[4 * 7 * 8], z[4 * 8], want[7 * 8], zeros[7 * 8] = {0};
+        int32_t s[3] = {1, -2, 3};
+        tensor_fill_random(dtype, x, 5, 0, rows, 9, false);
+        backend_array in[2] = {{.data = x, .rank = 2, .shape = {4, 5}}, {.data = s, .rank = 1, .shape = {3}}};
+        backend_array out[2] = {{.data = y, .rank = 2, .shape = {4, 7}}, {.data = z, .rank = 1, .shape = {4}}};
+        backend_call call = {.rows = rows, .inputs = in, .outputs = out};
+        assert_int_equal(sim->run(engine, &call, &(backend_timing){0}, NULL), DPI_OK);
+        for (size_t row = 0; row < rows; row++) {
+            const void *inputs[] = {x + row * 5 * size, s};
+            const size_t bytes[] = {5 * size, sizeof s};
+            sim_expected_row(m, inputs, bytes, 0, 7, want);
+            assert_memory_equal(y + row * 7 * size, want, 7 * size);
+            assert_memory_not_equal(want, zeros, 7 * size);
+            sim_expected_row(m, inputs, bytes, 1, 1, want);
+            assert_memory_equal(z + row * size, want, size);
+        }
+        sim->close(engine);
+        free(m);
+        free(text);
+    }
+}
+
+/* The reference sees every byte of the row (all), the first and last (ends), or none. */
+static void touch_decides_which_bytes_count(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *touch;
+        bool counts[4];
+    } cases[] = {{"all", {1, 1, 1, 1}}, {"ends", {1, 0, 0, 1}}, {"none", {0, 0, 0, 0}}};
+    for (size_t c = 0; c < 3; c++) {
+        char *option = text_format("touch %s", cases[c].touch);
+        backend_engine *engine = open_ok(SIMPLE, option);
+        uint8_t x[4] = {1, 2, 3, 4};
+        float first[3], now[3];
+        assert_int_equal(run_simple(engine, 1, x, first, NULL), DPI_OK);
+        for (size_t at = 0; at < 4; at++) {
+            x[at] ^= 0x80;
+            assert_int_equal(run_simple(engine, 1, x, now, NULL), DPI_OK);
+            assert_int_equal(memcmp(first, now, sizeof now) != 0, cases[c].counts[at]);
+            x[at] ^= 0x80;
+        }
+        sim->close(engine);
+        free(option);
+    }
+}
+
+static void rows_do_not_depend_on_place_or_neighbours_unless_asked(void **state)
+{
+    (void)state;
+    for (int depend = 0; depend <= 1; depend++) {
+        backend_engine *engine = open_ok(SIMPLE, depend ? "rows_depend 1" : NULL);
+        const uint8_t a[8] = {1, 2, 3, 4, 5, 6, 7, 8}, b[8] = {9, 9, 9, 9, 1, 2, 3, 4};
+        float ya[6], yb[6];
+        assert_int_equal(run_simple(engine, 2, a, ya, NULL), DPI_OK);
+        assert_int_equal(run_simple(engine, 2, b, yb, NULL), DPI_OK);
+        assert_int_equal(memcmp(ya, yb + 3, 3 * sizeof *ya) != 0, depend);
+        sim->close(engine);
+    }
+}
+
+static void size_bits_changes_last_bits_alone(void **state)
+{
+    (void)state;
+    backend_engine *engine = open_ok(SIMPLE, "size_bits 1");
+    const uint8_t x[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+    float one[3], two[6];
+    assert_int_equal(run_simple(engine, 1, x, one, NULL), DPI_OK);
+    assert_int_equal(run_simple(engine, 2, x, two, NULL), DPI_OK);
+    assert_memory_not_equal(one, two, sizeof one);
+    for (int e = 0; e < 3; e++)
+        assert_true(one[e] - two[e] < 1e-3f && two[e] - one[e] < 1e-3f);
+    sim->close(engine);
+}
+
+/* ---- shapes ----------------------------------------------------------------------------------------------------- */
+
+static void shapes_follow_the_inputs(void **state)
+{
+    (void)state;
+    backend_engine *engine =
+        open_ok("input x uint8 N ? 2\ninput w uint8 broadcast 3\noutput y uint8 N x.1 5\noutput z uint8 4 5\n", NULL);
+    backend_array in[2] = {{.rank = 3, .shape = {6, 17, 2}}, {.rank = 1, .shape = {3}}}, out[2] = {{0}};
+    assert_int_equal(sim->infer_shapes(engine, in, out, NULL), DPI_OK);
+    assert_int_equal(out[0].rank, 3);
+    assert_int_equal(out[0].shape[0], 6);
+    assert_int_equal(out[0].shape[1], 17);
+    assert_int_equal(out[0].shape[2], 5);
+    assert_int_equal(out[1].shape[0], 4); /* not the rows: what the caller must find out */
+    dpi_error error = {0};
+    in[0].shape[2] = 3;
+    assert_int_equal(sim->infer_shapes(engine, in, out, &error), DPI_E_DATA);
+    assert_non_null(strstr(error.message, "[N,?,2]"));
+    assert_non_null(strstr(error.message, "[6,17,3]"));
+    sim->close(engine);
+    engine = open_ok(SIMPLE, "data_sized 1");
+    backend_array x = {.rank = 2, .shape = {6, 4}};
+    assert_int_equal(sim->infer_shapes(engine, &x, out, &error), DPI_E_MODEL);
+    assert_non_null(strstr(error.message, "y"));
+    sim->close(engine);
+}
+
+/* ---- what it costs ---------------------------------------------------------------------------------------------- */
+
+/* Only lower bounds: a busy machine may always take longer. */
+static void a_slice_takes_at_least_its_cost(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *options;
+        int64_t least_us;
+    } cases[] = {
+        {"fixed_us 2000", 2000},        {"row_us 500", 2000},           {"fixed_us 1000 row_us 500", 3000},
+        {"bandwidth_mb_s 0.008", 2000}, {"fixed_us 2000 busy 1", 2000},
+    };
+    const uint8_t x[16] = {0};
+    float y[12];
+    for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
+        backend_engine *engine = open_ok(SIMPLE, cases[c].options);
+        int64_t began_ns = clock_now_ns();
+        assert_int_equal(run_simple(engine, 4, x, y, NULL), DPI_OK);
+        assert_true(clock_now_ns() - began_ns >= cases[c].least_us * 1000);
+        sim->close(engine);
+    }
+}
+
+static void a_busy_slice_burns_cpu_and_another_sleeps(void **state)
+{
+    (void)state;
+    const uint8_t x[4] = {0};
+    float y[3];
+    for (int busy = 0; busy <= 1; busy++) {
+        backend_engine *engine = open_ok(SIMPLE, busy ? "fixed_us 20000 busy 1" : "fixed_us 20000");
+        int64_t began_ns = clock_thread_cpu_ns();
+        assert_int_equal(run_simple(engine, 1, x, y, NULL), DPI_OK);
+        int64_t used_ns = clock_thread_cpu_ns() - began_ns;
+        if (busy)
+            assert_true(used_ns > 1000000); /* even when other programs take most of the core */
+        else
+            assert_true(used_ns < 10000000);
+        sim->close(engine);
+    }
+}
+
+static void count_alive(void *context) { ++*(int *)context; }
+
+static void compiling_takes_its_time_and_shows_that_it_lives(void **state)
+{
+    (void)state;
+    backend_library *library = NULL;
+    backend_engine *engine = NULL;
+    int calls = 0;
+    assert_int_equal(sim->load(&(backend_load_options){0}, NULL, &library, NULL), DPI_OK);
+    const dpi_key_value option = {"compile_ms", "50"};
+    backend_model model = {.data = SIMPLE, .bytes = strlen(SIMPLE), .format = "sim"};
+    backend_device device = {.kind = "sim", .name = "sim:0", .threads = 1};
+    backend_open_options open = {.model = &model,
+                                 .device = &device,
+                                 .options = &option,
+                                 .option_count = 1,
+                                 .import_fd = -1,
+                                 .alive = count_alive,
+                                 .alive_context = &calls};
+    int64_t began_ns = clock_now_ns();
+    assert_int_equal(sim->open(library, &open, &engine, NULL), DPI_OK);
+    assert_true(clock_now_ns() - began_ns >= 50000000);
+    assert_true(calls >= 1);
+    int fd = memfd_create("engine", MFD_CLOEXEC);
+    assert_int_equal(sim->export_engine(engine, fd, NULL), DPI_OK);
+    sim->close(engine);
+    lseek(fd, 0, SEEK_SET);
+    const dpi_key_value slow = {"hang_compile", "1"}; /* nothing is compiled, so nothing hangs */
+    open.options = &slow;
+    open.import_fd = fd;
+    assert_int_equal(sim->open(library, &open, &engine, NULL), DPI_OK);
+    sim->close(engine);
+    close(fd);
+    sim->unload(library);
+}
+
+static void a_damaged_engine_is_refused(void **state)
+{
+    (void)state;
+    static const char *const contents[] = {"", "x", "dpinfer sim engine", "something else altogether, and longer\n"};
+    for (size_t i = 0; i < sizeof contents / sizeof contents[0]; i++) {
+        int fd = memfd_create("engine", MFD_CLOEXEC);
+        assert_int_equal(file_write_at(fd, contents[i], strlen(contents[i]), 0, "engine", NULL), DPI_OK);
+        backend_engine *engine;
+        dpi_error error = {0};
+        assert_int_equal(open_with(SIMPLE, NULL, fd, &engine, &error), DPI_E_MODEL);
+        assert_null(engine);
+        close(fd);
+    }
+}
+
+/* ---- how it is refused ------------------------------------------------------------------------------------------ */
+
+static void wrong_options_are_refused_by_name(void **state)
+{
+    (void)state;
+    backend_engine *engine;
+    dpi_error error = {0};
+    assert_int_equal(open_with(SIMPLE, "colour red", -1, &engine, &error), DPI_E_ARGUMENT);
+    assert_non_null(strstr(error.message, "colour"));
+    assert_int_equal(open_with(SIMPLE, "row_us fast", -1, &engine, &error), DPI_E_ARGUMENT);
+    assert_non_null(strstr(error.message, "row_us"));
+    assert_non_null(strstr(error.message, "fast"));
+    assert_int_equal(open_with("nonsense\n", NULL, -1, &engine, &error), DPI_E_MODEL);
+}
+
+/* ---- how it fails ----------------------------------------------------------------------------------------------- */
+
+/* Runs slices in a child until one ends it; returns its wait status, and how many slices it had finished. */
+static int run_in_child(const char *options, int *finished)
+{
+    int pipes[2];
+    assert_int_equal(pipe(pipes), 0);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        close(pipes[0]);
+        backend_engine *engine = open_ok(SIMPLE, options);
+        const uint8_t x[4] = {0};
+        float y[3];
+        for (int i = 0; i < 5; i++)
+            if (run_simple(engine, 1, x, y, NULL) || write(pipes[1], "", 1) != 1)
+                break;
+        _exit(99);
+    }
+    close(pipes[1]);
+    char byte;
+    *finished = 0;
+    while (read(pipes[0], &byte, 1) == 1)
+        ++*finished;
+    close(pipes[0]);
+    int status = 0;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    return status;
+}
+
+static void it_dies_and_exits_at_the_planned_slice(void **state)
+{
+    (void)state;
+    int finished, status = run_in_child("die_at_slice 3", &finished);
+    assert_true(WIFSIGNALED(status));
+    assert_int_equal(WTERMSIG(status), SIGKILL);
+    assert_int_equal(finished, 2);
+    status = run_in_child("die_at_slice 1 signal 15", &finished);
+    assert_true(WIFSIGNALED(status));
+    assert_int_equal(WTERMSIG(status), SIGTERM);
+    assert_int_equal(finished, 0);
+    status = run_in_child("exit_at_slice 4", &finished);
+    assert_true(WIFEXITED(status));
+    assert_int_not_equal(WEXITSTATUS(status), 99);
+    assert_int_equal(finished, 3);
+}
+
+static void it_hangs_at_the_planned_slice(void **state)
+{
+    (void)state;
+    int pipes[2];
+    assert_int_equal(pipe(pipes), 0);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        close(pipes[0]);
+        backend_engine *engine = open_ok(SIMPLE, "hang_at_slice 2");
+        const uint8_t x[4] = {0};
+        float y[3];
+        for (int i = 0; i < 2; i++)
+            if (run_simple(engine, 1, x, y, NULL) || write(pipes[1], "", 1) != 1)
+                break;
+        _exit(99);
+    }
+    close(pipes[1]);
+    char byte;
+    assert_int_equal(read(pipes[0], &byte, 1), 1);
+    struct pollfd more = {.fd = pipes[0], .events = POLLIN};
+    assert_int_equal(poll(&more, 1, 200), 0); /* neither finished nor ended */
+    int status;
+    assert_int_equal(waitpid(child, &status, WNOHANG), 0);
+    kill(child, SIGKILL);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    close(pipes[0]);
+}
+
+static void it_fails_once_at_the_planned_slice(void **state)
+{
+    (void)state;
+    backend_engine *engine = open_ok(SIMPLE, "fail_at_slice 2");
+    const uint8_t x[4] = {0};
+    float y[3];
+    dpi_error error = {0};
+    assert_int_equal(run_simple(engine, 1, x, y, &error), DPI_OK);
+    assert_int_equal(run_simple(engine, 1, x, y, &error), DPI_E_ENGINE);
+    assert_int_equal(error.status, DPI_E_ENGINE);
+    assert_int_equal(run_simple(engine, 1, x, y, &error), DPI_OK);
+    sim->close(engine);
+}
+
+static void calls_before_it_is_ready_are_no_slices(void **state)
+{
+    (void)state;
+    backend_engine *engine;
+    const uint8_t x[4] = {0};
+    float y[3];
+    assert_int_equal(open_with(SIMPLE, "fail_at_slice 1", -1, &engine, NULL), DPI_OK);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(run_simple(engine, 1, x, y, NULL), DPI_OK);
+    sim->ready(engine);
+    assert_int_equal(run_simple(engine, 1, x, y, NULL), DPI_E_ENGINE);
+    sim->close(engine);
+}
+
+static void it_lists_its_device(void **state)
+{
+    (void)state;
+    backend_library *library = NULL;
+    backend_device_info list[2];
+    backend_library_info info;
+    size_t count = 0;
+    assert_int_equal(sim->load(&(backend_load_options){0}, NULL, &library, NULL), DPI_OK);
+    assert_int_equal(sim->list_devices(library, list, 2, &count, NULL), DPI_OK);
+    assert_int_equal(count, 1);
+    assert_string_equal(list[0].name, "sim:0");
+    assert_int_equal(sim->list_devices(library, NULL, 0, &count, NULL), DPI_OK);
+    assert_int_equal(count, 1);
+    sim->library_info(library, &info);
+    assert_string_equal(info.path, "");
+    sim->unload(library);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_dtype_gets_its_expected_rows),
+        cmocka_unit_test(touch_decides_which_bytes_count),
+        cmocka_unit_test(rows_do_not_depend_on_place_or_neighbours_unless_asked),
+        cmocka_unit_test(size_bits_changes_last_bits_alone),
+        cmocka_unit_test(shapes_follow_the_inputs),
+        cmocka_unit_test(a_slice_takes_at_least_its_cost),
+        cmocka_unit_test(a_busy_slice_burns_cpu_and_another_sleeps),
+        cmocka_unit_test(compiling_takes_its_time_and_shows_that_it_lives),
+        cmocka_unit_test(a_damaged_engine_is_refused),
+        cmocka_unit_test(wrong_options_are_refused_by_name),
+        cmocka_unit_test(it_dies_and_exits_at_the_planned_slice),
+        cmocka_unit_test(it_hangs_at_the_planned_slice),
+        cmocka_unit_test(it_fails_once_at_the_planned_slice),
+        cmocka_unit_test(calls_before_it_is_ready_are_no_slices),
+        cmocka_unit_test(it_lists_its_device),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
