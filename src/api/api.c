@@ -37,6 +37,9 @@ static void give_struct(void *theirs, const void *ours, size_t our_size)
             return error_set(error, DPI_E_ARGUMENT, __VA_ARGS__);                                                      \
     } while (0)
 
+/* A success leaves an empty error, whatever was written into it on the way. */
+static dpi_status settled(dpi_status status, dpi_error *error) { return status ? status : error_clear(error); }
+
 DPI_API dpi_status dpi_open(const dpi_options *options, dpi_session **session, dpi_error *error)
 {
     CHECK(session, "dpi_open: session is NULL");
@@ -60,7 +63,7 @@ DPI_API dpi_status dpi_submit(dpi_session *session, const dpi_batch *batch_in, d
     if (status)
         return status;
     CHECK(ours.inputs || !ours.input_count, "dpi_submit: inputs is NULL");
-    return batch_submit(session, &ours, clock_deadline_ns(ours.queue_timeout_ms), ticket, error);
+    return settled(batch_submit(session, &ours, clock_deadline_ns(ours.queue_timeout_ms), ticket, error), error);
 }
 
 DPI_API dpi_status dpi_wait(dpi_session *session, dpi_ticket ticket, int64_t timeout_ms, dpi_tensor *outputs,
@@ -71,20 +74,25 @@ DPI_API dpi_status dpi_wait(dpi_session *session, dpi_ticket ticket, int64_t tim
     dpi_status status = session_usable(session, &unused);
     if (status == DPI_E_FORKED)
         return error_set(error, status, "%s", unused.message);
-    return batch_wait(session, ticket, clock_deadline_ns(timeout_ms), false, outputs, outputs ? output_count : 0, error);
+    return settled(
+        batch_wait(session, ticket, clock_deadline_ns(timeout_ms), false, outputs, outputs ? output_count : 0, error),
+        error);
 }
 
 DPI_API dpi_status dpi_release(dpi_session *session, dpi_ticket ticket, dpi_error *error)
 {
     CHECK(session && ticket, "dpi_release: an argument is NULL");
-    return batch_release(session, ticket, error);
+    dpi_error unused;
+    if (session_usable(session, &unused) == DPI_E_FORKED)
+        return error_set(error, DPI_E_FORKED, "%s", unused.message);
+    return settled(batch_release(session, ticket, error), error);
 }
 
 DPI_API dpi_status dpi_cancel(dpi_session *session, dpi_ticket ticket, dpi_error *error)
 {
     CHECK(session && ticket, "dpi_cancel: an argument is NULL");
     dpi_status status = session_usable(session, error);
-    return status ? status : batch_cancel(session, ticket, error);
+    return status ? status : settled(batch_cancel(session, ticket, error), error);
 }
 
 DPI_API dpi_status dpi_forward(dpi_session *session, const dpi_tensor *inputs, size_t input_count,
@@ -105,7 +113,7 @@ DPI_API dpi_status dpi_forward(dpi_session *session, const dpi_tensor *inputs, s
     status = batch_submit(session, &one, deadline_ns, &ticket, error);
     if (status == DPI_BUSY)
         return error_set(error, DPI_TIMEOUT, "the deadline passed while the queue was full");
-    return status ? status : batch_wait(session, ticket, deadline_ns, true, NULL, 0, error);
+    return status ? status : settled(batch_wait(session, ticket, deadline_ns, true, NULL, 0, error), error);
 }
 
 DPI_API int dpi_event_fd(dpi_session *session, dpi_error *error)
@@ -135,7 +143,7 @@ DPI_API dpi_status dpi_free(dpi_session *session, void *memory, dpi_error *error
     dpi_error unused;
     if (session_usable(session, &unused) == DPI_E_FORKED)
         return error_set(error, DPI_E_FORKED, "%s", unused.message);
-    return memory ? block_free(session, memory, error) : DPI_OK;
+    return settled(memory ? block_free(session, memory, error) : DPI_OK, error);
 }
 
 DPI_API dpi_status dpi_run(dpi_session *session, const dpi_run_options *options, dpi_run_result *result,
@@ -156,7 +164,7 @@ DPI_API dpi_status dpi_run(dpi_session *session, const dpi_run_options *options,
     status = session_run(session, &ours, &done, error ? error : &local);
     if (result)
         give_struct(result, &done, sizeof done);
-    return status;
+    return settled(status, error);
 }
 
 DPI_API dpi_status dpi_describe(dpi_session *session, dpi_description *description, dpi_error *error)
@@ -168,7 +176,7 @@ DPI_API dpi_status dpi_describe(dpi_session *session, dpi_description *descripti
     dpi_description ours = {0};
     session_describe(session, &ours);
     give_struct(description, &ours, sizeof ours);
-    return DPI_OK;
+    return error_clear(error);
 }
 
 DPI_API dpi_status dpi_stats(dpi_session *session, dpi_stats_data *stats, dpi_error *error)
@@ -183,5 +191,5 @@ DPI_API dpi_status dpi_stats(dpi_session *session, dpi_stats_data *stats, dpi_er
         return status;
     session_stats(session, &ours);
     give_struct(stats, &ours, sizeof ours);
-    return DPI_OK;
+    return error_clear(error);
 }

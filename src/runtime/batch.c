@@ -2,9 +2,11 @@
 #include "base/clock.h"
 #include "runtime/session.h"
 
+#include <stdalign.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 typedef struct batch_array {
     uint64_t offset, block; /* in its arena; block: to be freed by us, ARENA_NONE for the user's or nobody's */
@@ -23,11 +25,12 @@ struct batch {
     uint64_t rows, copied_rows;
     bool shard, terminal, waited, abandoned, cancelled, failed, waiter;
     dpi_error error;
-    size_t input_count, output_count;
-    batch_array inputs[PORT_MAX], outputs[PORT_MAX]; /* inputs: per input of the signature */
+    size_t output_count;
     int choice; /* of the planner, -1 */
     int64_t began_ns;
-    double *predicted_ns; /* per worker, added to its busy_ns */
+    /* In one allocation with the batch, as long as the session needs them. */
+    double *predicted_ns;           /* per worker, added to its busy_ns */
+    batch_array *inputs, *outputs; /* per input and output of the signature */
 };
 
 /* ---- blocks of dpi_alloc ---------------------------------------------------------------------------------------- */
@@ -220,6 +223,7 @@ static dpi_status shape_outputs(dpi_session *s, batch *b, dpi_error *error)
 static dpi_status gather_outputs(dpi_session *s, const dpi_batch *from, batch *b, dpi_error *error)
 {
     b->output_count = s->sig.output_count;
+    bool seen[PORT_MAX] = {false};
     for (size_t o = 0; o < b->output_count; o++)
         b->outputs[o].view = true;
     if (from->outputs && from->output_count > b->output_count)
@@ -230,6 +234,9 @@ static dpi_status gather_outputs(dpi_session *s, const dpi_batch *from, batch *b
         int at = t->name ? port_find(s->sig.outputs, s->sig.output_count, t->name) : (int)i;
         if (at < 0)
             return error_set(error, DPI_E_DATA, "the session has no output \"%s\"", t->name);
+        if (seen[at])
+            return error_set(error, DPI_E_DATA, "the output %s was given twice", s->sig.outputs[at].name);
+        seen[at] = true;
         batch_array *a = &b->outputs[at];
         const port *p = &s->sig.outputs[at];
         bool fits = t->rank == 0 || (t->rank == a->rank && t->dtype == p->dtype);
@@ -318,7 +325,6 @@ static void unlink_batch(dpi_session *s, batch *b)
         free_array(s, s->inputs, &b->inputs[i]);
     for (size_t o = 0; o < b->output_count; o++)
         free_array(s, s->outputs, &b->outputs[o]);
-    free(b->predicted_ns);
     free(b);
 }
 
@@ -340,18 +346,28 @@ static void note_failure(dpi_session *s, batch *b, claim c)
               c.worker < s->count ? s->devices.items[c.worker].name : "?", message[0] ? message : "a slice failed");
 }
 
-/* Slices that nobody has started are dropped. */
-static void drop_unstarted(dpi_session *s, batch *b)
+/* A batch has ended without a worker's doing: event loops hear of it all the same. */
+static void announce_end(dpi_session *s)
+{
+    uint64_t one = 1;
+    if (atomic_load(&s->control->event_wanted) && write(s->event_fd, &one, sizeof one) < 0)
+        log_debug(&s->log, "the event descriptor is full");
+}
+
+/* Slices from `first` on that nobody has started are dropped. */
+static void drop_unstarted(dpi_session *s, batch *b, uint32_t first)
 {
     if (b->slot < 0)
         return;
     claims *c = claims_of(s, b->slot);
-    for (uint32_t i = b->cursor; i < b->slice_count; i++) {
+    for (uint32_t i = first; i < b->slice_count; i++) {
         claim now = claim_load(&c->word[i]), bad = now;
         bad.state = CLAIM_BAD;
         bad.worker = 0x3ff; /* nobody's fault */
-        if (now.sequence == b->sequence && (now.state == CLAIM_FREE || now.state == CLAIM_CLAIMED))
-            claim_move(&c->word[i], now, bad);
+        uint32_t left;
+        if (now.sequence == b->sequence && (now.state == CLAIM_FREE || now.state == CLAIM_CLAIMED) &&
+            claim_move(&c->word[i], now, bad) && hint_step(&c->left, b->sequence, &left) && left == 1)
+            announce_end(s);
     }
 }
 
@@ -406,7 +422,7 @@ static bool scan(dpi_session *s, batch *b)
             note_failure(s, b, now);
     }
     if (b->failed)
-        drop_unstarted(s, b);
+        drop_unstarted(s, b, b->cursor);
     if (b->cursor != before && !b->shard)
         copy_out(s, b, row_of_slice(s, b, b->cursor));
     return b->cursor >= b->slice_count;
@@ -547,10 +563,6 @@ static dpi_status place_array(dpi_session *s, arena *in, batch_array *a, uint64_
 static dpi_status place(dpi_session *s, batch *b, dpi_error *error)
 {
     dpi_status status = DPI_OK;
-    for (size_t i = 0; i < s->sig.input_count; i++)
-        b->inputs[i].block = ARENA_NONE;
-    for (size_t o = 0; o < b->output_count; o++)
-        b->outputs[o].block = ARENA_NONE;
     for (size_t i = 0; i < s->sig.input_count && !status; i++)
         if (!s->is_broadcast[i] && !b->shard)
             status = place_array(s, s->inputs, &b->inputs[i], b->rows, s->sig.inputs[i].name, false, error);
@@ -645,18 +657,21 @@ static void add_ticket(dpi_session *s, batch *b, dpi_ticket *ticket)
 
 static batch *new_batch(dpi_session *s, dpi_error *error)
 {
-    batch *b = calloc(1, sizeof *b);
-    if (b)
-        b->predicted_ns = calloc(s->count, sizeof *b->predicted_ns);
-    if (!b || !b->predicted_ns) {
-        free(b);
+    size_t in = s->sig.input_count, out = s->sig.output_count;
+    batch *b = calloc(1, sizeof *b + s->count * sizeof *b->predicted_ns + (in + out) * sizeof *b->inputs);
+    if (!b) {
         error_set(error, DPI_E_SYSTEM, "out of memory");
         return NULL;
     }
+    static_assert(sizeof(batch) % alignof(double) == 0 && alignof(batch_array) <= alignof(double), "one allocation");
+    b->predicted_ns = (double *)(void *)(b + 1);
+    b->inputs = (batch_array *)(void *)(b->predicted_ns + s->count);
+    b->outputs = b->inputs + in;
     b->slot = -1;
+    b->output_count = out;
     b->began_ns = clock_now_ns();
-    for (size_t i = 0; i < PORT_MAX; i++)
-        b->inputs[i].block = b->outputs[i].block = ARENA_NONE;
+    for (size_t i = 0; i < in + out; i++)
+        b->inputs[i].block = ARENA_NONE;
     return b;
 }
 
@@ -712,7 +727,15 @@ static dpi_status run_inline(dpi_session *s, batch *b, dpi_error *error)
         outputs[o] = b->outputs[o].plain ? b->outputs[o].plain : arena_at(s->outputs, b->outputs[o].offset);
         memcpy(out[o], b->outputs[o].shape, sizeof out[o]);
     }
-    return status ? status : inline_forward(s, inputs, in, outputs, out, b->rows, error);
+    if (status)
+        return status;
+    status = inline_forward(s, inputs, in, outputs, out, b->rows, error);
+    if (!status)
+        return DPI_OK;
+    __atomic_fetch_add(&s->batches_failed, 1, __ATOMIC_RELAXED);
+    if (error)
+        error_prefix(error, "worker 0 (%s)", s->devices.items[0].name);
+    return status;
 }
 
 dpi_status batch_submit(dpi_session *s, const dpi_batch *from, int64_t deadline_ns, dpi_ticket *ticket,
@@ -742,6 +765,7 @@ dpi_status batch_submit(dpi_session *s, const dpi_batch *from, int64_t deadline_
         b->terminal = true;
         s->batches_done++;
         s->rows_done += b->rows;
+        announce_end(s);
     }
     add_ticket(s, b, ticket);
     b->waiter = true; /* until its rows are in, nobody else may take it down */
@@ -762,7 +786,6 @@ dpi_status batch_submit_chunk(dpi_session *s, const shard_chunk *chunk, dpi_tick
     b->shard = true;
     b->rows = chunk->rows;
     b->choice = -1;
-    b->output_count = s->sig.output_count;
     for (size_t i = 0; i < s->sig.input_count; i++) {
         b->inputs[i].rank = s->sig.inputs[i].rank;
         memcpy(b->inputs[i].shape, chunk->input_shapes[i], sizeof b->inputs[i].shape);
@@ -850,7 +873,7 @@ static dpi_status wait_terminal(dpi_session *s, batch *b, int64_t deadline_ns, d
 static bool has_views(const batch *b)
 {
     for (size_t o = 0; o < b->output_count; o++)
-        if (b->outputs[o].view && b->outputs[o].block != ARENA_NONE)
+        if (b->outputs[o].view && (b->outputs[o].block != ARENA_NONE || (!b->rows && !b->shard)))
             return true;
     return false;
 }
@@ -906,7 +929,7 @@ dpi_status batch_wait(dpi_session *s, dpi_ticket ticket, int64_t deadline_ns, bo
                             : DPI_OK;
     if (!status && outputs)
         describe_outputs(s, b, outputs, output_count);
-    if (status || !has_views(b))
+    if (status || abandon || !has_views(b))
         unlink_batch(s, b);
     sweep(s);
     pthread_mutex_unlock(&s->lock);
@@ -929,7 +952,7 @@ dpi_status batch_cancel(dpi_session *s, dpi_ticket ticket, dpi_error *error)
     pthread_mutex_lock(&s->lock);
     batch *b = find_ticket(s, ticket);
     if (b && b->slot >= 0) {
-        drop_unstarted(s, b);
+        drop_unstarted(s, b, 0); /* the cursor is the waiter's */
         claims *c = claims_of(s, b->slot);
         atomic_fetch_add(&c->bell, 1);
         futex_wake(&c->bell);

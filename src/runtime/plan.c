@@ -7,33 +7,38 @@
 
 #define DECAY          0.95 /* per sample: the last ~20 count */
 #define OUTLIER        4.0  /* times the prediction */
+#define SHAPE_WEIGHT   0.1  /* in samples */
 #define BELIEVED_AFTER 3    /* outliers in a row are the new truth */
 
+/* Least squares over the samples and two weak ones of what the first cost's shape says, scaled to the samples: where
+ * sizes hardly differ, noise must not decide how much of a slice's time is fixed. */
 static void solve(plan_fit *f)
 {
     double n = f->sum_n / f->weight, t = f->sum_t / f->weight;
-    double variance = f->sum_nn / f->weight - n * n, covariance = f->sum_nt / f->weight - n * t;
-    if (variance > 0.01 * n * n + 1e-9) {
-        double row = covariance / variance;
-        row = row < 0 ? 0 : row;
-        double fixed = t - row * n;
-        if (fixed < 0) { /* through the origin */
-            fixed = 0;
-            row = t / n;
-        }
-        f->cost = (plan_cost){.fixed_ns = fixed, .row_ns = row};
-        return;
-    }
-    /* Always the same size: keep the shape that was known, scale it to what is seen. */
-    double predicted = f->cost.fixed_ns + f->cost.row_ns * n;
-    double scale = predicted > 0 ? t / predicted : 0;
+    double guess = f->first.fixed_ns + f->first.row_ns * n, scale = guess > 0 ? t / guess : 0;
+    plan_cost shape = {.fixed_ns = 0, .row_ns = t / n};
     if (scale > 0)
-        f->cost = (plan_cost){.fixed_ns = f->cost.fixed_ns * scale, .row_ns = f->cost.row_ns * scale};
-    else
-        f->cost = (plan_cost){.fixed_ns = 0, .row_ns = t / n};
+        shape = (plan_cost){.fixed_ns = f->first.fixed_ns * scale, .row_ns = f->first.row_ns * scale};
+    double w = f->weight, sum_n = f->sum_n, sum_t = f->sum_t, sum_nn = f->sum_nn, sum_nt = f->sum_nt;
+    for (int i = 0; i < 2; i++) {
+        double at = i ? 2 * n : n / 2, says = shape.fixed_ns + shape.row_ns * at;
+        w += SHAPE_WEIGHT;
+        sum_n += SHAPE_WEIGHT * at;
+        sum_t += SHAPE_WEIGHT * says;
+        sum_nn += SHAPE_WEIGHT * at * at;
+        sum_nt += SHAPE_WEIGHT * at * says;
+    }
+    double row = (w * sum_nt - sum_n * sum_t) / (w * sum_nn - sum_n * sum_n);
+    row = row < 0 ? 0 : row;
+    double fixed = (sum_t - row * sum_n) / w;
+    if (fixed < 0) { /* through the origin */
+        fixed = 0;
+        row = t / n;
+    }
+    f->cost = (plan_cost){.fixed_ns = fixed, .row_ns = row};
 }
 
-void plan_fit_start(plan_fit *f, plan_cost first) { *f = (plan_fit){.cost = first}; }
+void plan_fit_start(plan_fit *f, plan_cost first) { *f = (plan_fit){.cost = first, .first = first}; }
 
 void plan_fit_add(plan_fit *f, size_t rows, double ns)
 {

@@ -19,7 +19,7 @@ typedef struct plan_cost {
  * (a sample of more than 4 times the prediction counts as 4 times; three in a row are believed). */
 typedef struct plan_fit {
     double weight, sum_n, sum_t, sum_nn, sum_nt; /* of the samples, decayed */
-    plan_cost cost;
+    plan_cost cost, first;
     unsigned outliers; /* in a row */
 } plan_fit;
 void plan_fit_start(plan_fit *fit, plan_cost first);

@@ -478,6 +478,9 @@ void session_close(dpi_session *s)
         arena_abandon(s->control_arena);
         arena_abandon(s->inputs);
         arena_abandon(s->outputs);
+        for (size_t w = 0; w < s->count && s->workers; w++)
+            if (s->workers[w].page)
+                munmap(s->workers[w].page, PAGE_BYTES);
         return;
     }
     supervisor_stop(s);

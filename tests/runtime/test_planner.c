@@ -17,10 +17,10 @@
 
 #include <cmocka.h>
 
-#define MOST 4
+#define MOST    4
 #define WARM_UP 20
 #define COUNTED 100
-#define NOISE 0.05
+#define NOISE   0.05
 #define ALLOWED 1.1
 
 typedef struct draws {
@@ -137,7 +137,8 @@ static double best_static(machine *m, size_t rows, size_t *best)
 
 static machine draw_machine(draws *d, bool contention, bool wake_ups)
 {
-    machine m = {.count = 1 + (size_t)(draw(d) * 4), .max_rows = draw(d) < 0.5 ? 512 : 64, .contention = 1};
+    machine m = {
+        .count = 1 + (size_t)(draw(d) * 4), .max_rows = draw(d) < 0.5 ? 512 : 64, .contention = 1, .noisy = true};
     m.count = m.count > MOST ? MOST : m.count;
     bool equal = draw(d) < 0.3; /* as the devices of one machine mostly are */
     for (size_t w = 0; w < m.count; w++) {
