@@ -306,7 +306,7 @@ static void closing_with_batches_in_flight(void **state)
 {
     (void)state;
     kit_traces before = kit_look();
-    kit *k = kit_open(SIMPLE "fixed_us 3000000\n", "sim:0*2", NULL);
+    kit *k = kit_open(SIMPLE "hang_at_slice 1\n", "sim:0*2", NULL);
     dpi_ticket ticket;
     dpi_error error;
     kit_batch *b = kit_batch_new(k, 10, 1, 3);

@@ -1,0 +1,394 @@
+/* What happens when a worker dies, leaves, hangs or fails: an error that names it, soon, and nothing left behind. */
+#include "sim_kit.h"
+
+#include "base/clock.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define SIMPLE "input x float32 N 5\noutput y float32 N 3\noutput z int32 N\n"
+
+static dpi_options with(const dpi_key_value *options, size_t count)
+{
+    dpi_options o = DPI_INIT(dpi_options);
+    o.backend_options = options;
+    o.backend_option_count = count;
+    return o;
+}
+
+/* ---- while opening ---------------------------------------------------------------------------------------------- */
+
+static void expect_open_fails(const dpi_options *o, double within_s, dpi_status status, const char *const *parts)
+{
+    kit_traces before = kit_look();
+    dpi_error error = {0};
+    double began = kit_now_s();
+    assert_null(kit_try_open(SIMPLE, "sim:0,sim:7,sim:2", o, &error));
+    double took = kit_now_s() - began;
+    if (error.status != status)
+        fail_msg("%s: %s", dpi_status_name(error.status), error.message);
+    for (; *parts; parts++)
+        kit_assert_contains(error.message, *parts);
+    if (took > within_s)
+        fail_msg("it took %.2f s to say: %s", took, error.message);
+    kit_check_clean(before);
+}
+
+static void death_while_compiling(void **state)
+{
+    (void)state;
+    const dpi_key_value die[] = {{"1.die_compile", "1"}, {"0.compile_ms", "5000"}, {"2.compile_ms", "5000"}};
+    dpi_options o = with(die, 3);
+    expect_open_fails(&o, 1.5, DPI_E_WORKER, (const char *const[]){"worker 1", "sim:7", "signal 9", NULL});
+    const dpi_key_value crash[] = {{"1.die_compile", "1"}, {"1.signal", "11"}};
+    o = with(crash, 2);
+    expect_open_fails(&o, 1.5, DPI_E_WORKER, (const char *const[]){"worker 1", "sim:7", "signal 11", NULL});
+}
+
+static void hang_while_compiling(void **state)
+{
+    (void)state;
+    const dpi_key_value hang[] = {{"1.hang_compile", "1"}};
+    dpi_options o = with(hang, 1);
+    o.compile_timeout_ms = 500;
+    expect_open_fails(&o, 2.5, DPI_E_WORKER, (const char *const[]){"worker 1", "sim:7", NULL});
+}
+
+/* A long compile that shows life is no hang. */
+static void a_slow_compile_is_waited_for(void **state)
+{
+    (void)state;
+    dpi_options o = DPI_INIT(dpi_options);
+    o.compile_timeout_ms = 300;
+    kit *k = kit_open(SIMPLE "compile_ms 1200\n", "sim:0*2", &o);
+    kit_forward(k, 5, 1);
+    kit_close(k);
+}
+
+static void a_worker_program_that_is_none(void **state)
+{
+    (void)state;
+    dpi_options o = DPI_INIT(dpi_options);
+    o.worker_path = "/bin/true";
+    expect_open_fails(&o, 2, DPI_E_WORKER, (const char *const[]){"worker", "exit code 0", NULL});
+    o.worker_path = "/bin/false";
+    expect_open_fails(&o, 2, DPI_E_WORKER, (const char *const[]){"worker", "exit code 1", NULL});
+}
+
+/* Too few descriptors for the workers: an error, not a half-open session. */
+static void too_few_descriptors(void **state)
+{
+    (void)state;
+    struct rlimit old, tight;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &old), 0);
+    for (rlim_t limit = 12; limit < 48; limit += 5) {
+        kit_traces before = kit_look();
+        dpi_error error = {0};
+        tight = old;
+        tight.rlim_cur = limit;
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &tight), 0);
+        kit *k = kit_try_open(SIMPLE, "sim:0*16", NULL, &error);
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &old), 0);
+        assert_null(k);
+        if (error.status != DPI_E_SYSTEM)
+            fail_msg("at %d: %s: %s", (int)limit, dpi_status_name(error.status), error.message);
+        kit_check_clean(before);
+    }
+}
+
+/* ---- at a slice ------------------------------------------------------------------------------------------------- */
+
+typedef struct fault {
+    const char *key, *value, *parts[5];
+    const char *signal;
+    double within_s;
+    dpi_status status;
+} fault;
+
+static void strike(const fault *f)
+{
+    kit_traces before = kit_look();
+    char key[64];
+    snprintf(key, sizeof key, "1.%s", f->key);
+    const dpi_key_value options[] = {{key, f->value}, {"1.signal", f->signal ? f->signal : "9"}};
+    dpi_options o = with(options, 2);
+    o.total_batch_size = 6;
+    o.batch = 2;
+    o.slice_timeout_ms = 400;
+    kit *k = kit_open(SIMPLE "fixed_us 5000\n", "sim:0,sim:7,sim:2", &o);
+    kit_batch *b = kit_batch_new(k, 60, 1, 3), *waiting = kit_batch_new(k, 60, 2, 3);
+    dpi_error error = {0};
+    dpi_ticket second;
+    kit_assert_ok(kit_submit(k, waiting, false, 0, &second, &error), error);
+    double began = kit_now_s();
+    dpi_status status = dpi_forward(k->s, b->in, 1, b->out, 2, 0, &error);
+    if (kit_now_s() - began > f->within_s)
+        fail_msg("%s: it took %.2f s to say: %s", f->key, kit_now_s() - began, error.message);
+    if (status != f->status)
+        fail_msg("%s: %s %s", f->key, dpi_status_name(status), error.message);
+    for (size_t i = 0; f->parts[i]; i++)
+        kit_assert_contains(error.message, f->parts[i]);
+    /* Everything that was in flight ends with the same story, and so does what is asked later. */
+    began = kit_now_s();
+    assert_int_equal(dpi_wait(k->s, second, 0, NULL, 0, &error), f->status);
+    assert_int_equal(dpi_forward(k->s, b->in, 1, b->out, 2, 0, &error), f->status);
+    assert_int_equal(kit_submit(k, b, true, 0, &second, &error), f->status);
+    kit_assert_contains(error.message, "sim:7");
+    assert_null(dpi_alloc(k->s, 100, DPI_INPUT, &error));
+    dpi_stats_data stats = DPI_INIT(dpi_stats_data);
+    kit_assert_ok(dpi_stats(k->s, &stats, &error), error);
+    assert_true(kit_now_s() - began < 0.5);
+    assert_int_equal(kit_look().children, before.children); /* before close already */
+    kit_close(k);
+    kit_batch_free(b);
+    kit_batch_free(waiting);
+    kit_check_clean(before);
+}
+
+static void death_at_a_slice(void **state)
+{
+    (void)state;
+    const fault faults[] = {
+        {"die_at_slice", "1", {"worker 1", "sim:7", "signal 9", "dying at slice 1", NULL}, "9", 1.2, DPI_E_WORKER},
+        {"die_at_slice", "4", {"worker 1", "sim:7", "signal 11", "Segmentation fault", NULL}, "11", 1.2, DPI_E_WORKER},
+        {"die_at_slice", "2", {"worker 1", "sim:7", "signal 6", NULL}, "6", 1.2, DPI_E_WORKER},
+        {"die_at_slice", "2", {"worker 1", "sim:7", "signal 7", NULL}, "7", 1.2, DPI_E_WORKER}, /* SIGBUS is handled */
+    };
+    for (size_t i = 0; i < sizeof faults / sizeof faults[0]; i++)
+        strike(&faults[i]);
+}
+
+static void leaving_at_a_slice(void **state)
+{
+    (void)state;
+    strike(&(fault){"exit_at_slice", "2", {"worker 1", "sim:7", "exit code 7", NULL}, NULL, 1.2, DPI_E_WORKER});
+}
+
+static void hanging_at_a_slice(void **state)
+{
+    (void)state;
+    strike(&(fault){"hang_at_slice", "3", {"worker 1", "sim:7", "hung", "0.4 s", NULL}, NULL, 2.2, DPI_E_WORKER});
+}
+
+/* The engine's own failure costs the batch, not the session. */
+static void failing_at_a_slice(void **state)
+{
+    (void)state;
+    const dpi_key_value options[] = {{"1.fail_at_slice", "3"}};
+    dpi_options o = with(options, 1);
+    o.total_batch_size = 6;
+    kit *k = kit_open(SIMPLE, "sim:0,sim:7,sim:2", &o);
+    kit_batch *b = kit_batch_new(k, 60, 1, 3);
+    dpi_error error = {0};
+    assert_int_equal(dpi_forward(k->s, b->in, 1, b->out, 2, 0, &error), DPI_E_ENGINE);
+    kit_assert_contains(error.message, "worker 1");
+    kit_assert_contains(error.message, "sim:7");
+    kit_assert_contains(error.message, "slice 3");
+    kit_forward(k, 60, 2);
+    dpi_stats_data stats = DPI_INIT(dpi_stats_data);
+    kit_assert_ok(dpi_stats(k->s, &stats, &error), error);
+    assert_int_equal(stats.failed_batches, 1);
+    assert_int_equal(stats.batches, 1);
+    kit_batch_free(b);
+    kit_close(k);
+}
+
+/* A death wakes everybody: waiters in several threads, and one who waits for room in the queue. */
+static void *wait_for_it(void *argument)
+{
+    kit *k = argument;
+    dpi_error error = {0};
+    kit_batch *b = kit_batch_new(k, 30, 1, 3);
+    assert_int_equal(dpi_forward(k->s, b->in, 1, b->out, 2, 0, &error), DPI_E_WORKER);
+    kit_assert_contains(error.message, "sim:7");
+    kit_batch_free(b);
+    return NULL;
+}
+
+static void a_death_wakes_everybody(void **state)
+{
+    (void)state;
+    dpi_options o = DPI_INIT(dpi_options);
+    o.queue_depth = 2;
+    kit *k = kit_open(SIMPLE "hang_at_slice 1\n", "sim:0,sim:7", &o);
+    dpi_error error;
+    dpi_description d = DPI_INIT(dpi_description);
+    kit_assert_ok(dpi_describe(k->s, &d, &error), error);
+    int fd = dpi_event_fd(k->s, &error);
+    pthread_t threads[4];
+    for (int i = 0; i < 4; i++) /* two of them are in flight, two wait for room */
+        assert_int_equal(pthread_create(&threads[i], NULL, wait_for_it, k), 0);
+    clock_sleep_until_ns(clock_now_ns() + 100000000);
+    double began = kit_now_s();
+    assert_int_equal(kill((pid_t)d.workers[1].pid, SIGKILL), 0);
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    assert_int_equal(poll(&p, 1, 1500), 1);
+    for (int i = 0; i < 4; i++)
+        pthread_join(threads[i], NULL);
+    assert_true(kit_now_s() - began < 1.5);
+    kit_close(k);
+}
+
+static void a_death_while_idle_is_noticed(void **state)
+{
+    (void)state;
+    kit *k = kit_open(SIMPLE, "sim:0,sim:7", NULL);
+    kit_forward(k, 10, 1);
+    dpi_error error;
+    dpi_description d = DPI_INIT(dpi_description);
+    kit_assert_ok(dpi_describe(k->s, &d, &error), error);
+    assert_int_equal(kill((pid_t)d.workers[1].pid, SIGTERM), 0);
+    kit_batch *b = kit_batch_new(k, 10, 1, 3);
+    dpi_status status = DPI_OK;
+    for (double until = kit_now_s() + 1; !status && kit_now_s() < until;)
+        status = dpi_forward(k->s, b->in, 1, b->out, 2, 0, &error);
+    assert_int_equal(status, DPI_E_WORKER);
+    kit_assert_contains(error.message, "signal 15");
+    kit_assert_contains(error.message, "sim:7");
+    kit_batch_free(b);
+    kit_close(k);
+}
+
+/* The host program reaps every child: the death is noticed all the same. */
+static void a_host_that_reaps_everything(void **state)
+{
+    (void)state;
+    struct sigaction ignore = {.sa_handler = SIG_IGN}, old;
+    assert_int_equal(sigaction(SIGCHLD, &ignore, &old), 0); /* the kernel reaps at once */
+    kit_traces before = kit_look();
+    kit *k = kit_open(SIMPLE, "sim:0,sim:7", NULL);
+    kit_forward(k, 10, 1);
+    kit_close(k);
+    kit_check_clean(before);
+    k = kit_open(SIMPLE "die_at_slice 2\n", "sim:0*2", NULL);
+    dpi_error error = {0};
+    kit_batch *b = kit_batch_new(k, 200, 1, 3);
+    dpi_status status = DPI_OK;
+    double began = kit_now_s();
+    for (int i = 0; i < 5 && !status; i++)
+        status = dpi_forward(k->s, b->in, 1, b->out, 2, 0, &error);
+    assert_int_equal(status, DPI_E_WORKER);
+    assert_true(kit_now_s() - began < 1.5);
+    kit_batch_free(b);
+    kit_close(k);
+    kit_check_clean(before);
+    assert_int_equal(sigaction(SIGCHLD, &old, NULL), 0);
+}
+
+/* ---- the caller dies -------------------------------------------------------------------------------------------- */
+
+static bool is_alive(pid_t pid)
+{
+    /* A zombie whose parent is elsewhere is gone as far as we care. */
+    char path[64], state = 0;
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return false;
+    if (fscanf(f, "%*d %*s %c", &state) != 1)
+        state = 0;
+    fclose(f);
+    return state && state != 'Z' && state != 'X';
+}
+
+/* In a child of ours: opens a session, tells its workers' pids, and then does as `how` says. */
+static void be_a_caller(int out, int how)
+{
+    kit *k = kit_open(SIMPLE "hang_at_slice 3\n", "sim:0*3", NULL);
+    dpi_error error;
+    dpi_description d = DPI_INIT(dpi_description);
+    kit_forward(k, 6, 1);
+    dpi_describe(k->s, &d, &error);
+    kit_batch *b = kit_batch_new(k, 600, 1, 3);
+    dpi_ticket ticket;
+    if (how == 1)
+        kit_submit(k, b, true, 0, &ticket, &error);
+    for (size_t w = 0; w < d.worker_count; w++)
+        if (write(out, &d.workers[w].pid, sizeof d.workers[w].pid) < 0)
+            _exit(1);
+    if (how == 2)
+        _exit(0); /* without dpi_close */
+    for (;;)
+        pause();
+}
+
+static void a_dead_caller_leaves_no_worker(void **state)
+{
+    (void)state;
+    for (int how = 0; how < 3; how++) {
+        int pipe_fds[2], unused;
+        assert_int_equal(pipe(pipe_fds), 0);
+        pid_t caller = fork();
+        assert_true(caller >= 0);
+        if (caller == 0) {
+            close(pipe_fds[0]);
+            be_a_caller(pipe_fds[1], how);
+            _exit(1);
+        }
+        close(pipe_fds[1]);
+        int64_t workers[3];
+        for (int w = 0; w < 3; w++)
+            assert_int_equal(read(pipe_fds[0], &workers[w], sizeof workers[w]), sizeof workers[w]);
+        for (int w = 0; w < 3 && how < 2; w++)
+            assert_true(is_alive((pid_t)workers[w]));
+        if (how < 2)
+            assert_int_equal(kill(caller, SIGKILL), 0);
+        assert_int_equal(waitpid(caller, &unused, 0), caller);
+        double until = kit_now_s() + 2;
+        for (int w = 0; w < 3; w++)
+            while (is_alive((pid_t)workers[w])) {
+                if (kit_now_s() > until)
+                    fail_msg("way %d: worker %d (pid %lld) outlived its caller", how, w, (long long)workers[w]);
+                clock_sleep_until_ns(clock_now_ns() + 5000000);
+            }
+        close(pipe_fds[0]);
+    }
+}
+
+/* The thread that opened the session ends: the workers are the supervisor's, and stay. */
+static void *open_in_thread(void *argument)
+{
+    kit **k = argument;
+    *k = kit_open(SIMPLE, "sim:0*2", NULL);
+    return NULL;
+}
+
+static void the_opening_thread_may_end(void **state)
+{
+    (void)state;
+    kit *k = NULL;
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, open_in_thread, &k), 0);
+    pthread_join(thread, NULL);
+    clock_sleep_until_ns(clock_now_ns() + 50000000);
+    kit_forward(k, 30, 1);
+    kit_close(k);
+}
+
+int main(void)
+{
+    signal(SIGPIPE, SIG_DFL);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(death_while_compiling),
+        cmocka_unit_test(hang_while_compiling),
+        cmocka_unit_test(a_slow_compile_is_waited_for),
+        cmocka_unit_test(a_worker_program_that_is_none),
+        cmocka_unit_test(too_few_descriptors),
+        cmocka_unit_test(death_at_a_slice),
+        cmocka_unit_test(leaving_at_a_slice),
+        cmocka_unit_test(hanging_at_a_slice),
+        cmocka_unit_test(failing_at_a_slice),
+        cmocka_unit_test(a_death_wakes_everybody),
+        cmocka_unit_test(a_death_while_idle_is_noticed),
+        cmocka_unit_test(a_host_that_reaps_everything),
+        cmocka_unit_test(a_dead_caller_leaves_no_worker),
+        cmocka_unit_test(the_opening_thread_may_end),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,154 @@
+"""The program as a user meets it: exit codes, one clear sentence for each mistake, nothing half-written."""
+import json
+import os
+import pathlib
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+DPINFER = os.environ["DPINFER"]
+work = pathlib.Path(tempfile.mkdtemp(prefix="dpinfer-cli-"))
+failures = []
+
+
+def run(*words, code=0, says=(), env=None, timeout=60):
+    done = subprocess.run([DPINFER, *map(str, words)], capture_output=True, text=True, timeout=timeout,
+                          env={**os.environ, **(env or {})})
+    text = done.stdout + done.stderr
+    problems = [f"exit code {done.returncode}, expected {code}"] if done.returncode != code else []
+    problems += [f"does not say {word!r}" for word in ([says] if isinstance(says, str) else says) if word not in text]
+    if code == 2 and len(done.stderr.strip().splitlines()) != 1:
+        problems.append("is not one sentence")
+    if "Sanitizer" in text:
+        problems.append("a sanitizer spoke")
+    if problems:
+        failures.append(f"dpinfer {' '.join(map(str, words))}: {'; '.join(problems)}\n    {text.strip()[:1500]}")
+    return done
+
+
+def npy(path, shape, descr="<f4", order="False", data=None, version=(1, 0), header=None):
+    head = header or f"{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}"
+    head = head.encode() + b" " * ((-len(head) - 11) % 64) + b"\n"
+    path.write_bytes(b"\x93NUMPY" + bytes(version) + struct.pack("<H", len(head)) + head + (data or b""))
+    return path
+
+
+model = work / "m.sim"
+model.write_text("input x float32 N 8\noutput y float32 N 4\nfixed_us 50\n")
+good = npy(work / "good.npy", "(100, 8)", data=os.urandom(3200))
+out = work / "out.npy"
+
+# What works
+run("--help", says="dpinfer run MODEL")
+run("--version", says="dpinfer 0.")
+for command in ("run", "bench", "devices", "inspect", "compile", "cache"):
+    run(command, "--help", says="dpinfer " + command)
+run("run", model, "--input", good, "--output", out, says="100 rows")
+assert out.stat().st_size > 1600
+whole = out.read_bytes()
+run("run", model, "--input", f"x={good}", "--output", f"y={out}", "--rows", "10:30", "--devices", "sim:0*3", says="20 rows")
+assert out.read_bytes()[-320:] == whole[-1600 + 160:-1600 + 480], "rows 10:30 are those of the whole run"
+run("run", model, "--input", good, "--output", work / "top.csv", "--top", 2)
+assert (work / "top.csv").read_text().startswith("row,class1,score1,class2,score2\n0,")
+run("run", model, "--input", good, "--rows", "5:5", "--output", out, says="0 rows")
+run("run", model, "--input", good, "--dry-run", says=["input  x", "sim:0"])
+facts = json.loads(run("inspect", model, "--json").stdout)
+assert facts["inputs"][0] == {"name": "x", "dtype": "float32", "shape": [-1, 8]}, facts
+facts = json.loads(run("devices", "--json").stdout)
+assert {b["backend"] for b in facts["backends"]} >= {"openvino", "onnxruntime", "sim"}
+facts = json.loads(run("run", model, "--input", good, "--json").stdout)
+assert facts["rows"] == 100 and facts["session"]["bit_identical"] is True
+table = json.loads(run("bench", model, "--batch", "4,8", "--rows", "64", "--repeats", "2", "--seconds", "0.05", "--json",
+                       "--devices", "sim:0,sim:1").stdout)
+assert set(table) == {"machine", "model", "backend", "engine_alone", "rows"}, set(table)
+assert [r["mode"] for r in table["rows"]] == ["single", "split", "split-blocking", "shard"] * 2
+assert all(r["rows_per_s"] > 0 and 0 <= r["loss"]["compute"] <= 1.5 for r in table["rows"]), table["rows"]
+run("bench", model, "--batch", "4", "--rows", "64", "--repeats", "1", "--seconds", "0.05", says=["engine alone", "speed-up"])
+run("cache", "list", "--cache-dir", work / "cache", says="0 engines")
+run("compile", model, "--cache-dir", work / "cache", says="compiled")
+run("compile", model, "--cache-dir", work / "cache", says="from the cache")
+run("cache", "clear", "--cache-dir", work / "cache", says="removed")
+
+# The user's mistakes: one sentence, exit code 2
+run("frobnicate", code=2, says="frobnicate")
+run("run", code=2, says="MODEL")
+run("run", model, code=2, says="--input")
+run("run", model, "--input", good, "--frob", code=2, says="--frob")
+run("run", work / "none.onnx", "--input", good, code=2, says="none.onnx")
+run("run", work, "--input", good, code=2, says="not a regular file")
+run("run", model, "--input", work / "none.npy", code=2, says="none.npy")
+run("run", model, "--input", work, code=2)
+run("run", model, "--input", good, "--output", work / "no" / "folder.npy", code=2, says="folder.npy")
+run("run", model, "--input", good, "--output", "out.txt", code=2, says="out.txt")
+run("run", model, "--input", good, "--devices", "sim:x", code=2, says="sim:x")
+run("run", model, "--input", good, "--devices", "cpu:0", code=2, says="cpu:0")
+run("run", model, "--input", good, "--backend", "none", code=2, says="none")
+run("run", model, "--input", good, "--batch", "0", code=2, says="--batch")
+run("run", model, "--input", good, "--batch", "1,2", code=2, says="--batch")
+run("run", model, "--input", good, "--rows", "50:200", code=2, says="50:200")
+run("run", model, "--input", good, "--precision", "bf16", code=2, says="fp32")
+run("run", model, "--input", good, "--backend-option", "frob=1", code=2, says="frob")
+run("run", model, "--input", good, "--split", "1,2,3", code=2, says="3 shares")
+run("run", model, "--input", good, "--output", "z=" + str(out), code=2, says="z")
+run("run", model, "--input", "random:8:float99:10", code=2, says="float99")
+run("run", model, "--input", "random:9:float32:10", code=2, says=["[N,8]", "[10,9]"])
+run("run", model, "--input", "random:8:int32:10", code=2, says=["float32", "int32"])
+run("run", model, "--input", good, "--worker", "/nonexistent", code=2, says="/nonexistent")
+run("cache", "frob", code=2, says="frob")
+bad_model = work / "bad.sim"
+bad_model.write_text("input x float32 N 8\nnonsense\n")
+run("run", bad_model, "--input", good, code=2, says=["bad.sim", "line 2"])
+
+hostile = {
+    "short": dict(shape="(100, 8)", data=b"\0" * 100), "negative": dict(shape="(-1, 8)"),
+    "overflow": dict(shape="(9223372036854775807, 8)"), "object": dict(shape="(1,)", descr="|O"),
+    "endian": dict(shape="(100, 8)", descr=">f4", data=b"\0" * 3200),
+    "fortran": dict(shape="(100, 8)", order="True", data=b"\0" * 3200), "version": dict(shape="(1, 8)", version=(9, 0)),
+    "scalar": dict(shape="()", data=b"\0" * 4), "garbage": dict(shape="", header="not a dict"),
+}
+for name, what in hostile.items():
+    run("run", model, "--input", npy(work / f"{name}.npy", **what), "--output", work / "never.npy", code=2, says=f"{name}.npy")
+(work / "empty.npy").write_bytes(b"")
+run("run", model, "--input", work / "empty.npy", code=2, says="empty.npy")
+os.mkfifo(work / "fifo.npy")
+run("run", model, "--input", work / "fifo.npy", code=2, says="fifo.npy")
+assert not list(work.glob("never*")), "a failed run left files"
+
+# Libraries that are none
+not_library = work / "lib.so"
+not_library.write_text("text")
+onnx = pathlib.Path(os.environ["DPI_SRC"]) / "models" / "digits.onnx"
+digits = pathlib.Path(os.environ["DPI_SRC"]) / "data" / "digits" / "images.npy"
+for backend, variable in (("openvino", "DPINFER_OPENVINO_LIBRARY"), ("onnxruntime", "DPINFER_ONNXRUNTIME_LIBRARY")):
+    run("run", onnx, "--input", digits, "--backend", backend, code=2, says="lib.so", env={variable: str(not_library)})
+    run("run", onnx, "--input", digits, "--backend", backend, "--library", "/lib/x86_64-linux-gnu/libm.so.6", code=2)
+
+# Failures at run time: exit code 1, and nothing left
+run("run", model, "--input", "random:8:float32:100000", "--output", work / "never.npy", "--backend-option",
+    "die_at_slice=300", code=1, says=["signal 9", "sim:0"])
+run("run", model, "--input", "random:8:float32:100000", "--output", work / "never.npy", "--backend-option",
+    "fail_at_slice=300", code=1, says="as planned")
+run("run", model, "--input", "random:8:float32:100000", "--output", work / "never.npy", "--backend-option",
+    "hang_at_slice=300", "--slice-timeout", "0.3", code=1, says="hung", timeout=20)
+assert not list(work.glob("never*")), "a failed run left files"
+run("run", model, "--input", good, "--cache-dir", "/proc/none", says=["100 rows", "without the engine cache"])
+
+# SIGINT ends cleanly
+for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+    slow = subprocess.Popen([DPINFER, "run", model, "--input", "random:8:float32:100000000", "--output", work / "never.npy"],
+                            stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 20
+    while not list(work.glob("never*.part")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    slow.send_signal(number)
+    slow.wait(20)
+    if slow.returncode != code or list(work.glob("never*")):
+        failures.append(f"signal {number}: exit code {slow.returncode}, left {list(work.glob('never*'))}")
+
+for failure in failures:
+    print(failure)
+subprocess.run(["rm", "-rf", work], check=False)
+sys.exit(bool(failures))
