@@ -5,10 +5,11 @@
 
 /* ---- learning a worker's cost ----------------------------------------------------------------------------------- */
 
-#define DECAY          0.95 /* per sample: the last ~20 count */
-#define OUTLIER        4.0  /* times the prediction */
-#define SHAPE_WEIGHT   0.1  /* in samples */
-#define BELIEVED_AFTER 3    /* outliers in a row are the new truth */
+#define DECAY             0.95  /* per sample: the last ~20 count */
+#define OUTLIER           4.0   /* times the prediction */
+#define SHAPE_WEIGHT      0.025 /* in samples; see solve */
+#define SHAPE_WEIGHT_MOST 1.5
+#define BELIEVED_AFTER    3 /* outliers in a row are the new truth */
 
 /* Least squares over the samples and two weak ones of what the first cost's shape says, scaled to the samples: where
  * sizes hardly differ, noise must not decide how much of a slice's time is fixed. */
@@ -19,14 +20,18 @@ static void solve(plan_fit *f)
     plan_cost shape = {.fixed_ns = 0, .row_ns = t / n};
     if (scale > 0)
         shape = (plan_cost){.fixed_ns = f->first.fixed_ns * scale, .row_ns = f->first.row_ns * scale};
+    /* The smaller part of the first cost is thought to be known within 30 %, a time within 5 %. */
+    double part = t > 0 ? shape.row_ns * n / t : 0.5, smaller = part < 0.5 ? part : 1 - part;
+    double trust = SHAPE_WEIGHT / (smaller * smaller + 1e-9);
+    trust = trust < SHAPE_WEIGHT_MOST ? trust : SHAPE_WEIGHT_MOST;
     double w = f->weight, sum_n = f->sum_n, sum_t = f->sum_t, sum_nn = f->sum_nn, sum_nt = f->sum_nt;
     for (int i = 0; i < 2; i++) {
         double at = i ? 2 * n : n / 2, says = shape.fixed_ns + shape.row_ns * at;
-        w += SHAPE_WEIGHT;
-        sum_n += SHAPE_WEIGHT * at;
-        sum_t += SHAPE_WEIGHT * says;
-        sum_nn += SHAPE_WEIGHT * at * at;
-        sum_nt += SHAPE_WEIGHT * at * says;
+        w += trust;
+        sum_n += trust * at;
+        sum_t += trust * says;
+        sum_nn += trust * at * at;
+        sum_nt += trust * at * says;
     }
     double row = (w * sum_nt - sum_n * sum_t) / (w * sum_nn - sum_n * sum_n);
     row = row < 0 ? 0 : row;

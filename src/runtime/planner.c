@@ -29,8 +29,9 @@
 #define RECHECK       20.0 /* batches until a candidate that was ruled out is looked at again */
 #define KEEP          0.7  /* weight of the old estimate */
 #define HOPE          0.5  /* of the learnt cost, for workers that the cut leaves out */
-#define UNKNOWN       0.4  /* of the probe's cost, for workers with fewer than KNOWN_AFTER slices: so they get some */
-#define KNOWN_AFTER   2
+#define UNKNOWN                                                                                                        \
+    0.4 /* of the probe's cost, at first, for workers with fewer than KNOWN_AFTER slices: so they get some */
+#define KNOWN_AFTER 2
 
 static const size_t subset_sizes[] = {2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192};
 #define SUBSETS (sizeof subset_sizes / sizeof subset_sizes[0])
@@ -178,7 +179,8 @@ static double hopeful_shares(planner *p, const question *q, size_t *shares)
 {
     bool left_out = false, other = false;
     for (size_t w = 0; w < p->count; w++) {
-        p->trial_costs[w] = p->cut[w] ? p->costs[w] : scaled(cost_of(p, w, false), HOPE);
+        double by = p->cut[w] ? 1 : p->workers[w].slices < KNOWN_AFTER ? UNKNOWN : HOPE;
+        p->trial_costs[w] = scaled(cost_of(p, w, false), by);
         left_out |= !p->cut[w] && p->workers[w].enabled;
     }
     if (!left_out)
@@ -347,13 +349,14 @@ void planner_next(planner *p, const double *busy_ns, size_t rows, size_t step, s
 {
     question q = {.busy_ns = busy_ns, .rows = rows, .step = step ? step : 1, .max_rows = max_rows ? max_rows : 1};
     bool idle = true;
-    for (size_t w = 0; w < p->count; w++) {
-        p->costs[w] = scaled(cost_of(p, w, false), p->workers[w].slices < KNOWN_AFTER ? UNKNOWN : 1);
+    for (size_t w = 0; w < p->count; w++)
         idle &= !busy_ns || busy_ns[w] <= 0;
-    }
+    candidate *list = idle && p->count > 1 && rows ? candidates_for(p, rows) : NULL;
+    bool hope = !list || list[p->count].trials < FIRST_TRIALS;
+    for (size_t w = 0; w < p->count; w++)
+        p->costs[w] = scaled(cost_of(p, w, false), hope && p->workers[w].slices < KNOWN_AFTER ? UNKNOWN : 1);
     q.cut_ns = plan_cut(p->costs, busy_ns, p->count, rows, q.step, q.max_rows, p->cut);
     q.scale_ns = cut_says(p, q.max_rows);
-    candidate *list = idle && p->count > 1 && rows ? candidates_for(p, rows) : NULL;
     if (list)
         *choice = (int)choose(p, &q, list, shares);
     else { /* other work is in flight: the cut, which knows of it; nothing is learnt about the batch as a whole */

@@ -1,0 +1,60 @@
+/* What the files on batches share: batch_block.c (memory of dpi_alloc), batch_check.c (what the caller gave),
+ * batch.c (planned and published), batch_end.c (scanned and settled), batch_wait.c (waited for). */
+#ifndef DPI_RUNTIME_BATCH_H
+#define DPI_RUNTIME_BATCH_H
+
+#include "runtime/session.h"
+
+typedef struct batch_array {
+    uint64_t offset, block; /* in its arena; block: to be freed by us, ARENA_NONE for the user's or nobody's */
+    size_t row_bytes, user_block; /* user_block: index + 1 of the dpi_alloc block that holds it, 0 for none */
+    int rank;
+    int64_t shape[DPI_MAX_RANK];
+    void *plain; /* the caller's memory that it is copied from or to, NULL where it is in the arena already */
+    bool view;   /* the result stays in the arena for the caller to look at */
+} batch_array;
+
+struct batch {
+    batch *next;
+    dpi_ticket ticket;
+    int slot; /* -1: not in flight any more */
+    uint32_t sequence, slice_count, cursor; /* slices before `cursor` are terminal and copied out */
+    uint64_t rows, copied_rows;
+    bool shard, terminal, waited, abandoned, cancelled, failed, waiter;
+    dpi_error error;
+    size_t output_count;
+    int choice; /* of the planner, -1 */
+    int64_t began_ns;
+    /* In one allocation with the batch, as long as the session needs them. */
+    double *predicted_ns;           /* per worker, added to its busy_ns */
+    batch_array *inputs, *outputs; /* per input and output of the signature */
+};
+
+static inline claims *batch_claims(const dpi_session *s, int slot)
+{
+    return (claims *)arena_at(s->outputs, (uint64_t)slot * sizeof(claims));
+}
+
+/* Marks the dpi_alloc block that holds [address, +bytes) as used by the batch; false when there is none. Under the
+ * lock, as is everything below unless it says otherwise. */
+bool block_use(dpi_session *s, arena *in, const void *address, uint64_t bytes, batch_array *a);
+void block_unuse(dpi_session *s, batch_array *a);
+
+/* Check the caller's tensors and note their shapes and places. Without the lock. */
+dpi_status batch_gather_inputs(dpi_session *s, const dpi_batch *from, batch *b, dpi_error *error);
+dpi_status batch_shape_outputs(dpi_session *s, batch *b, dpi_error *error);
+dpi_status batch_gather_outputs(dpi_session *s, const dpi_batch *from, batch *b, dpi_error *error);
+
+/* Looks at the claim words from the cursor on, copies finished rows to plain memory; true when every slice is
+ * terminal. Under the lock, or by the one thread that waits for the batch. */
+bool batch_scan(dpi_session *s, batch *b);
+/* Every slice is terminal: the slot and the inputs' memory are free for others. */
+void batch_settle(dpi_session *s, batch *b);
+/* Drops slices that nobody has started, from `first` on. */
+void batch_drop_unstarted(dpi_session *s, batch *b, uint32_t first);
+/* Tells an event loop that a batch is terminal. */
+void batch_announce_end(dpi_session *s);
+/* Frees the ticket and everything that is still its own. */
+void batch_unlink(dpi_session *s, batch *b);
+
+#endif
