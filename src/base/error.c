@@ -11,16 +11,15 @@ static void fill(dpi_error *error, dpi_status status, const char *format, va_lis
     vsnprintf(error->message, sizeof error->message, format, arguments);
 }
 
-dpi_status error_set(dpi_error *error, dpi_status status, const char *format, ...)
+void error_fill(dpi_error *error, dpi_status status, const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
     fill(error, status, format, arguments);
     va_end(arguments);
-    return status;
 }
 
-dpi_status error_set_errno(dpi_error *error, dpi_status status, int number, const char *format, ...)
+void error_fill_errno(dpi_error *error, dpi_status status, int number, const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
@@ -32,7 +31,6 @@ dpi_status error_set_errno(dpi_error *error, dpi_status status, int number, cons
         size_t used = strlen(error->message);
         snprintf(error->message + used, sizeof error->message - used, ": %s", text);
     }
-    return status;
 }
 
 dpi_status error_prefix(dpi_error *error, const char *format, ...)

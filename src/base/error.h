@@ -8,11 +8,16 @@
 /* Fills `error` (may be NULL) and returns `status`, so that a failing function ends with
  *     return error_set(error, DPI_E_DATA, "%s: the header is cut short; write the file again", path);
  * The sentence says what happened, to which file or device, and what to do next; no newline, no final full stop. */
-dpi_status error_set(dpi_error *error, dpi_status status, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
+#define error_set(error, status, ...) (error_fill((error), (status), __VA_ARGS__), error_same(status))
 
 /* The same, with ": " and the text of errno value `number` appended. */
-dpi_status error_set_errno(dpi_error *error, dpi_status status, int number, const char *format, ...)
+#define error_set_errno(error, status, number, ...)                                                                    \
+    (error_fill_errno((error), (status), (number), __VA_ARGS__), error_same(status))
+
+/* What the two are made of: macros around them, so that a compiler sees which status comes back. */
+static inline dpi_status error_same(dpi_status status) { return status; }
+void error_fill(dpi_error *error, dpi_status status, const char *format, ...) __attribute__((format(printf, 3, 4)));
+void error_fill_errno(dpi_error *error, dpi_status status, int number, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
 /* Puts "text: " before the message that is there already; keeps and returns the status. For callers that know what

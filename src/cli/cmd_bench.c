@@ -508,7 +508,7 @@ static dpi_status run_bench(const cli_options *o, dpi_error *error)
             first[m].mode = modes[m];
         status = run_batch_size(b, first, mode_count, repeats, error);
         if (!status) {
-            if (!all.base_rate && first[0].mode == SINGLE)
+            if (all.base_rate <= 0 && first[0].mode == SINGLE)
                 all.base_rate = quantile(first[0].rates, first[0].repeats, 0.5);
             if (!backend)
                 backend = json_pack("{s:s, s:s}", "name", b->d.workers[0].backend, "version", b->d.workers[0].version);

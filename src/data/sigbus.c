@@ -24,7 +24,8 @@ static void on_sigbus(int number, siginfo_t *info, void *context)
         *note_source = mappings[i].number;
         _exit(SIGBUS_EXIT_CODE);
     }
-    signal(number, SIG_DFL); /* not ours: the same access faults again, by default action */
+    signal(number, SIG_DFL); /* not ours: the default action, as soon as this handler returns */
+    raise(number);           /* a signal that was sent comes no second time by itself, as a fault would */
 }
 
 void sigbus_watch(uint32_t *source_word, uint64_t *offset_word)

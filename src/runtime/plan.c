@@ -1,15 +1,17 @@
 #include "runtime/plan.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* ---- learning a worker's cost ----------------------------------------------------------------------------------- */
 
 #define DECAY             0.95  /* per sample: the last ~20 count */
-#define OUTLIER           4.0   /* times the prediction */
+#define OUTLIER           4.0   /* times the prediction: counts no more than that */
+#define SURPRISE          1.5   /* times the prediction, or a part of it */
+#define BELIEVED_AFTER    3     /* surprises the same way in a row: the device has changed, forget what was before */
 #define SHAPE_WEIGHT      0.025 /* in samples; see solve */
 #define SHAPE_WEIGHT_MOST 1.5
-#define BELIEVED_AFTER    3 /* outliers in a row are the new truth */
 
 /* Least squares over the samples and two weak ones of what the first cost's shape says, scaled to the samples: where
  * sizes hardly differ, noise must not decide how much of a slice's time is fixed. */
@@ -49,14 +51,18 @@ void plan_fit_add(plan_fit *f, size_t rows, double ns)
 {
     if (!rows || !(ns >= 0) || ns > 1e15)
         return;
-    double n = (double)rows, limit = OUTLIER * (f->cost.fixed_ns + f->cost.row_ns * n);
-    if (limit > 0 && ns > limit) {
-        if (++f->outliers < BELIEVED_AFTER)
-            ns = limit;
-        else
-            f->weight = f->sum_n = f->sum_t = f->sum_nn = f->sum_nt = f->outliers = 0;
-    } else
-        f->outliers = 0;
+    double n = (double)rows, says = f->cost.fixed_ns + f->cost.row_ns * n;
+    if (ns > SURPRISE * says)
+        f->surprises = f->surprises > 0 ? f->surprises + 1 : 1;
+    else if (ns * SURPRISE < says)
+        f->surprises = f->surprises < 0 ? f->surprises - 1 : -1;
+    else
+        f->surprises = 0;
+    if (abs(f->surprises) >= BELIEVED_AFTER) {
+        f->weight = f->sum_n = f->sum_t = f->sum_nn = f->sum_nt = 0;
+        f->surprises = 0;
+    } else if (says > 0 && ns > OUTLIER * says)
+        ns = OUTLIER * says;
     f->weight = f->weight * DECAY + 1;
     f->sum_n = f->sum_n * DECAY + n;
     f->sum_t = f->sum_t * DECAY + ns;

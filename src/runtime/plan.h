@@ -16,11 +16,12 @@ typedef struct plan_cost {
 } plan_cost;
 
 /* Learns fixed and row cost from (rows, ns) samples: exponentially forgetting least squares, robust against outliers
- * (a sample of more than 4 times the prediction counts as 4 times; three in a row are believed). */
+ * (a sample of more than 4 times the prediction counts as 4 times; three in a row that are off by half, the same way,
+ * are believed, and what was before is forgotten). Where sizes hardly differ the first cost's shape is kept. */
 typedef struct plan_fit {
     double weight, sum_n, sum_t, sum_nn, sum_nt; /* of the samples, decayed */
     plan_cost cost, first;
-    unsigned outliers; /* in a row */
+    int surprises; /* in a row: > 0 too slow, < 0 too fast */
 } plan_fit;
 void plan_fit_start(plan_fit *fit, plan_cost first);
 void plan_fit_add(plan_fit *fit, size_t rows, double ns);
@@ -29,13 +30,13 @@ void plan_fit_add(plan_fit *fit, size_t rows, double ns);
  * busy_ns[w] + fixed + share * row is least; busy_ns (may be NULL) is work that a worker has queued already.
  * Shares are multiples of `step` except for one, the batch's tail (step 1: free). A worker whose cost is not finite
  * gets nothing. Slices of at most `max_rows` rows: the fixed cost counts once per slice. Returns the predicted ns. */
-double plan_cut(const plan_cost *costs, const double *busy_ns, size_t count, size_t rows, size_t step,
-                size_t max_rows, size_t *shares);
+double plan_cut(const plan_cost *costs, const double *busy_ns, size_t count, size_t rows, size_t step, size_t max_rows,
+                size_t *shares);
 
 /* Fixed splits: even shares of `total` rows per round, the remainder spread over the first; or the given list. */
 void plan_even(size_t total, size_t count, size_t *shares);
 
-typedef struct planner planner; /* adaptive: one per session; the caller serialises calls */
+typedef struct planner planner;                             /* adaptive: one per session; the caller serialises calls */
 planner *planner_new(size_t count, const plan_cost *first); /* NULL when out of memory */
 void planner_free(planner *p);
 /* Shares for the next batch; *choice is to be handed back to planner_measured. `step` and `max_rows` as above. */

@@ -279,13 +279,19 @@ static double estimate(const planner *p, const question *q, size_t i, const cand
     return translate(p, i, c, q->rows, scale_ns);
 }
 
-/* Whether the costs put worker i among the best to compute the batch alone. */
+/* The same with hope for a worker whose cost only the probe knows. */
+static double single_may(const planner *p, size_t w, const question *q)
+{
+    return single_says(p, w, q->rows, q->max_rows) * (p->workers[w].slices < KNOWN_AFTER ? UNKNOWN : 1);
+}
+
+/* Whether worker i may be among the best to compute the batch alone. */
 static bool is_good_single(const planner *p, const question *q, size_t i)
 {
-    double own = single_says(p, i, q->rows, q->max_rows);
+    double own = single_may(p, i, q);
     size_t better = 0;
     for (size_t w = 0; w < p->count && better < SINGLES_TRIED; w++) {
-        double ns = single_says(p, w, q->rows, q->max_rows);
+        double ns = single_may(p, w, q);
         better += ns < own || (ns == own && w < i);
     }
     return better < SINGLES_TRIED;

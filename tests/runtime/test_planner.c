@@ -1,10 +1,11 @@
 /*
  * "Adaptive never loses", by simulation: devices with drawn costs, noise, contention and wake-ups; after 20 batches of
  * warm-up the adaptive plan, its trials included, takes at most 1.1 times the best static split of an exhaustive grid.
- * No clock is read: the test is the same on every machine.
+ * These read no clock: they are the same on every machine.
  */
 #include "runtime/plan.h"
 
+#include "base/clock.h"
 #include "base/hash.h"
 
 #include <math.h>
@@ -239,6 +240,189 @@ static void never_loses_with_both(void **state)
     never_loses(true, true);
 }
 
+/* ---- what else a session does to it ----------------------------------------------------------------------------- */
+
+static machine two_workers(plan_cost first, plan_cost second)
+{
+    return (machine){
+        .count = 2, .max_rows = 512, .contention = 1, .costs = {first, second}, .noise = {.seed = 5}, .noisy = true};
+}
+
+/* Batches of all sizes in turn: each class learns for itself, costs are shared. */
+static void mixed_sizes_do_not_lose(void **state)
+{
+    (void)state;
+    draws d = {.seed = setting("DPI_PLANNER_SEED", 4711)};
+    double worst = 0;
+    for (int i = 0; i < 60; i++) {
+        machine m = draw_machine(&d, i % 2, i % 4 > 1);
+        planner *p = start_planner(&m, &d);
+        size_t sizes[8], best[MOST];
+        double statics[8], sum = 0, want = 0;
+        for (int k = 0; k < 8; k++) {
+            sizes[k] = (size_t)draw_log(&d, 1, 513);
+            statics[k] = best_static(&m, sizes[k], best);
+        }
+        for (int k = 0; k < 1600; k++) {
+            int which = (int)(draw(&d) * 8) % 8;
+            double ns = adaptive_batch(&m, p, sizes[which]);
+            sum += k >= 400 ? ns : 0;
+            want += k >= 400 ? statics[which] : 0;
+        }
+        planner_free(p);
+        worst = fmax(worst, sum / want);
+    }
+    print_message("batches of 8 sizes in turn: worst %.3f of the best static splits\n", worst);
+    assert_true(worst < ALLOWED);
+}
+
+/* A device that becomes five times slower, and then itself again: the plan follows within some batches. */
+static void a_change_of_speed_is_followed(void **state)
+{
+    (void)state;
+    machine m = two_workers((plan_cost){50e3, 20e3}, (plan_cost){50e3, 20e3});
+    draws d = {.seed = 1};
+    planner *p = start_planner(&m, &d);
+    size_t best[MOST];
+    for (int turn = 0; turn < 4; turn++) {
+        m.costs[1] = turn % 2 ? (plan_cost){250e3, 100e3} : m.costs[0];
+        double want = best_static(&m, 200, best), sum = 0;
+        for (int i = 0; i < 150; i++) {
+            double ns = adaptive_batch(&m, p, 200);
+            sum += i >= 50 ? ns : 0;
+        }
+        if (sum / 100 > ALLOWED * want)
+            fail_msg("turn %d: %.3f of the best static split", turn, sum / 100 / want);
+    }
+    planner_free(p);
+}
+
+static void a_bad_loser_is_hardly_tried_again(void **state)
+{
+    (void)state;
+    machine m = two_workers((plan_cost){10e3, 10e3}, (plan_cost){2e6, 100e3});
+    planner *p = planner_new(2, m.costs);
+    double busy[2] = {0};
+    size_t shares[2], bad = 0;
+    for (int i = 0; i < 2000; i++) {
+        int choice;
+        planner_next(p, busy, 64, 1, 512, shares, &choice);
+        bad += i >= WARM_UP && shares[1] > 0;
+        planner_measured(p, choice, 64, run_batch(&m, shares, p));
+    }
+    planner_free(p);
+    assert_in_range(bad, 0, 8);
+}
+
+static void a_worker_that_is_gone_gets_nothing(void **state)
+{
+    (void)state;
+    draws d = {.seed = 11};
+    for (int i = 0; i < 50; i++) {
+        machine m = draw_machine(&d, true, true);
+        if (m.count < 2)
+            continue;
+        planner *p = start_planner(&m, &d);
+        size_t gone = (size_t)(draw(&d) * (double)m.count) % m.count, shares[MOST];
+        for (int k = 0; k < 40; k++)
+            adaptive_batch(&m, p, 100);
+        planner_enable(p, gone, false);
+        for (int k = 0; k < 200; k++) {
+            double busy[MOST] = {0};
+            int choice;
+            busy[0] = k % 3 == 2 ? 1e6 : 0;
+            planner_next(p, busy, 100, 1, m.max_rows, shares, &choice);
+            assert_int_equal(shares[gone], 0);
+            assert_int_equal(choice < 0, k % 3 == 2);
+            planner_measured(p, choice, 100, run_batch(&m, shares, p));
+        }
+        planner_enable(p, gone, true);
+        planner_free(p);
+    }
+}
+
+/* A second batch started before the first one's end: the first one's time says nothing. */
+static void a_batch_that_was_joined_is_not_learnt(void **state)
+{
+    (void)state;
+    machine m = two_workers((plan_cost){50e3, 20e3}, (plan_cost){50e3, 20e3});
+    planner *p = planner_new(2, m.costs), *twin = planner_new(2, m.costs);
+    double idle[2] = {0}, busy[2] = {1e6, 1e6};
+    size_t shares[2], other[2];
+    for (int i = 0; i < 100; i++) {
+        int choice, second, same;
+        planner_next(p, idle, 64, 1, 512, shares, &choice);
+        planner_next(p, busy, 64, 1, 512, other, &second);
+        assert_int_equal(second, -1);
+        planner_measured(p, choice, 64, 1e3 * (1 + i % 7));
+        planner_next(twin, idle, 64, 1, 512, other, &same);
+        assert_int_equal(choice, same);
+        assert_memory_equal(shares, other, sizeof shares);
+    }
+    planner_free(p);
+    planner_free(twin);
+}
+
+/* Models of a fixed batch: shares are whole slices but for one. */
+static void steps_are_kept(void **state)
+{
+    (void)state;
+    draws d = {.seed = 21};
+    for (int i = 0; i < 50; i++) {
+        machine m = draw_machine(&d, true, false);
+        planner *p = start_planner(&m, &d);
+        size_t step = 1 + (size_t)(draw(&d) * 16), rows = 1 + (size_t)(draw(&d) * 200), shares[MOST];
+        m.max_rows = step;
+        for (int k = 0; k < 60; k++) {
+            double busy[MOST] = {0};
+            int choice;
+            planner_next(p, busy, rows, step, step, shares, &choice);
+            size_t sum = 0, odd = 0;
+            for (size_t w = 0; w < m.count; w++) {
+                sum += shares[w];
+                odd += shares[w] % step != 0;
+            }
+            assert_int_equal(sum, rows);
+            assert_in_range(odd, 0, 1);
+            planner_measured(p, choice, rows, run_batch(&m, shares, p));
+        }
+        planner_free(p);
+    }
+}
+
+static void many_equal_workers_are_planned_quickly(void **state)
+{
+    (void)state;
+    enum { COUNT = 256, BATCHES = 300 };
+    static plan_cost costs[COUNT];
+    static double busy[COUNT];
+    static size_t shares[COUNT];
+    for (size_t w = 0; w < COUNT; w++)
+        costs[w] = (plan_cost){.fixed_ns = 20e3, .row_ns = 1e3};
+    planner *p = planner_new(COUNT, costs);
+    int64_t best_ns = INT64_MAX;
+    for (int i = 0; i < BATCHES; i++) {
+        int choice;
+        int64_t start = clock_now_ns();
+        planner_next(p, busy, 10000, 1, 32, shares, &choice);
+        int64_t took = clock_now_ns() - start;
+        best_ns = took < best_ns ? took : best_ns;
+        double last = 0;
+        for (size_t w = 0; w < COUNT; w++) {
+            double ns = shares[w] ? (double)((shares[w] + 31) / 32) * 20e3 + (double)shares[w] * 1e3 : 0;
+            if (shares[w])
+                planner_slice(p, w, shares[w] < 32 ? shares[w] : 32, shares[w] < 32 ? ns : 52e3);
+            last = fmax(last, ns);
+        }
+        planner_measured(p, choice, 10000, last);
+    }
+    planner_free(p);
+    print_message("256 workers: %.1f us per plan\n", (double)best_ns / 1e3);
+#if defined(__OPTIMIZE__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    assert_true(best_ns < 1000000);
+#endif
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
@@ -246,6 +430,13 @@ int main(void)
         cmocka_unit_test(never_loses_with_contention),
         cmocka_unit_test(never_loses_with_wake_ups),
         cmocka_unit_test(never_loses_with_both),
+        cmocka_unit_test(mixed_sizes_do_not_lose),
+        cmocka_unit_test(a_change_of_speed_is_followed),
+        cmocka_unit_test(a_bad_loser_is_hardly_tried_again),
+        cmocka_unit_test(a_worker_that_is_gone_gets_nothing),
+        cmocka_unit_test(a_batch_that_was_joined_is_not_learnt),
+        cmocka_unit_test(steps_are_kept),
+        cmocka_unit_test(many_equal_workers_are_planned_quickly),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,38 @@
+# bash completion for dpinfer
+_dpinfer() {
+    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
+    local open="--devices --backend --library --precision --batch --split --total-batch --broadcast --trust-rows
+        --deterministic --isolation --wait --queue-depth --arena-max --provider --provider-option --backend-option --worker
+        --cache-dir --no-cache --compile-timeout --slice-timeout --json --verbose --quiet --help"
+    if [ "$COMP_CWORD" = 1 ]; then
+        mapfile -t COMPREPLY < <(compgen -W "run bench devices inspect compile cache --help --version" -- "$cur")
+        return
+    fi
+    case $prev in
+    --backend) mapfile -t COMPREPLY < <(compgen -W "openvino onnxruntime sim" -- "$cur"); return ;;
+    --precision) mapfile -t COMPREPLY < <(compgen -W "model fp32 fp16 bf16" -- "$cur"); return ;;
+    --isolation) mapfile -t COMPREPLY < <(compgen -W "process thread" -- "$cur"); return ;;
+    --wait) mapfile -t COMPREPLY < <(compgen -W "auto block yield spin" -- "$cur"); return ;;
+    --mode) mapfile -t COMPREPLY < <(compgen -W "single split split-blocking shard" -- "$cur"); return ;;
+    --devices) mapfile -t COMPREPLY < <(compgen -W "auto cpu:all cpu:numa0 cpu:0 sim:0" -- "$cur"); return ;;
+    esac
+    case $cur in
+    -*)
+        case $command in
+        run) open="$open --input --output --rows --top --labels --accuracy --no-overwrite --dry-run" ;;
+        bench) open="$open --rows --mode --repeats --seconds" ;;
+        devices) open="--json --help" ;;
+        cache) open="--cache-dir --json --help" ;;
+        esac
+        mapfile -t COMPREPLY < <(compgen -W "$open" -- "$cur")
+        ;;
+    *)
+        if [ "$command" = cache ]; then
+            mapfile -t COMPREPLY < <(compgen -W "list clear" -- "$cur")
+        else
+            mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+        fi
+        ;;
+    esac
+}
+complete -o filenames -F _dpinfer dpinfer
