@@ -398,8 +398,10 @@ void planner_measured(planner *p, int choice, size_t rows, double ns)
     double known = c->trials ? translate(p, (size_t)choice, c, rows, scale_ns) : ns;
     /* A batch that was disturbed says little: count it as at most twice what was known. */
     double seen = ns < 2 * known ? ns : 2 * known;
+    /* One that was much faster than thought is believed: nothing disturbs a batch into being fast. */
+    double keep = seen < 0.8 * known ? 1 - KEEP : KEEP;
     *c = (candidate){
-        .ns = KEEP * known + (1 - KEEP) * seen, .scale_ns = scale_ns, .rows = rows, .trials = c->trials + 1};
+        .ns = keep * known + (1 - keep) * seen, .scale_ns = scale_ns, .rows = rows, .trials = c->trials + 1};
     double best = INFINITY;
     for (size_t i = 0; i < candidate_count(p); i++)
         if (list[i].trials && list[i].ns / (double)list[i].rows < best)
