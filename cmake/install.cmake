@@ -3,9 +3,7 @@ include(CMakePackageConfigHelpers)
 
 install(TARGETS dpinfer EXPORT dpinferTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(DIRECTORY include/dpinfer DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-if(TARGET dpinfer-cli)
-  install(TARGETS dpinfer-cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
-endif()
+install(TARGETS dpinfer-cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(TARGETS dpinfer-worker RUNTIME DESTINATION libexec/dpinfer)
 
 configure_file(cmake/dpinfer.pc.in dpinfer.pc @ONLY)

@@ -24,7 +24,8 @@ const char *cache_folder(const cache *c);
 int cache_get(cache *c, hash128 key, uint64_t *bytes);
 
 /* Publishing: begin returns a descriptor to write the engine to; commit checksums, syncs and links it under the key
- * (the first publisher wins; that is no error) with `label` (one line: model and device, for people); abort drops it. */
+ * (the first publisher wins; that is no error) with `label` (one line: model and device, for people); abort drops it.
+ */
 typedef struct cache_write cache_write;
 dpi_status cache_begin(cache *c, hash128 key, cache_write **out, int *fd, dpi_error *error);
 dpi_status cache_commit(cache_write *w, const char *label, dpi_error *error);
@@ -39,13 +40,15 @@ typedef struct cache_entry {
     char label[256];
     uint64_t bytes;
     int64_t used_unix_s;
+    int32_t used_ns; /* within that second */
 } cache_entry;
 /* malloc'd array, newest first. */
 dpi_status cache_list(cache *c, cache_entry **entries, size_t *count, dpi_error *error);
 /* Removes all entries; *removed_bytes may be NULL. */
 dpi_status cache_clear(cache *c, uint64_t *removed_bytes, dpi_error *error);
 
-/* Content hash of a file, remembered in the cache folder by device, inode, size and mtime (c may be NULL: computed).
+/* Content hash of a file, remembered in the cache folder by device, inode, size, mtime and ctime (c may be
+ * NULL: computed).
  * For an ONNX file with external weights the caller adds those files too. */
 dpi_status cache_hash_file(cache *c, const char *path, hash128 *hash, dpi_error *error);
 

@@ -5,6 +5,7 @@
 #include "base/text.h"
 
 #include <fcntl.h>
+#include <glob.h>
 #include <math.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -18,7 +19,7 @@
 
 #include <cmocka.h>
 
-static char *make_model(const conformance *suite, const char *model)
+char *conformance_make(const conformance *suite, const char *model)
 {
     char *path = suite->kit->make(model);
     if (!path) {
@@ -28,17 +29,17 @@ static char *make_model(const conformance *suite, const char *model)
     return path;
 }
 
-static backend_open_options options_for(const conformance *suite, const backend_model *model)
+backend_open_options conformance_options(const conformance *suite, const backend_model *model)
 {
     return (backend_open_options){
         .model = model, .device = &suite->device, .max_rows = 16, .import_fd = -1, .log = &suite->log};
 }
 
-static backend_engine *open_model(const conformance *suite, const char *path, size_t max_rows, dpi_status *status,
-                                  dpi_error *error)
+backend_engine *conformance_open(const conformance *suite, const char *path, size_t max_rows, dpi_status *status,
+                                 dpi_error *error)
 {
     backend_model model = {.path = path, .format = suite->kit->format};
-    backend_open_options options = options_for(suite, &model);
+    backend_open_options options = conformance_options(suite, &model);
     backend_engine *engine = NULL;
     options.max_rows = max_rows;
     *error = (dpi_error){0};
@@ -49,26 +50,20 @@ static backend_engine *open_model(const conformance *suite, const char *path, si
     return engine;
 }
 
-backend_engine *conformance_open(const conformance *suite, const char *path, size_t max_rows, dpi_status *status,
-                                 dpi_error *error)
-{
-    return open_model(suite, path, max_rows, status, error);
-}
-
 /* An engine of one of the suite's models, which must open. */
-static backend_engine *open_named(const conformance *suite, const char *name, size_t max_rows)
+backend_engine *conformance_open_named(const conformance *suite, const char *name, size_t max_rows)
 {
-    char *path = make_model(suite, name);
+    char *path = conformance_make(suite, name);
     dpi_status status;
     dpi_error error;
-    backend_engine *engine = open_model(suite, path, max_rows, &status, &error);
+    backend_engine *engine = conformance_open(suite, path, max_rows, &status, &error);
     if (status)
         fail_msg("%s: %s", path, error.message);
     free(path);
     return engine;
 }
 
-static trial *start(const conformance *suite, backend_engine *engine, const char *model, size_t rows)
+trial *conformance_start(const conformance *suite, backend_engine *engine, const char *model, size_t rows)
 {
     return trial_new(suite->kit, engine, model, rows, &(trial_options){.extent = 5});
 }
@@ -144,7 +139,7 @@ static void describe_names_every_port(void **state)
     const conformance *suite = *state;
     const backend *b = suite->kit->backend;
     signature *sig = malloc(sizeof *sig);
-    backend_engine *engine = open_named(suite, "multi", 8);
+    backend_engine *engine = conformance_open_named(suite, "multi", 8);
     assert_int_equal(b->describe(engine, sig, NULL), DPI_OK);
     assert_int_equal(sig->input_count, 2);
     assert_int_equal(sig->output_count, 3);
@@ -154,11 +149,11 @@ static void describe_names_every_port(void **state)
     check_port(&sig->outputs[1], "positive", DPI_BOOL, "[N,4]");
     check_port(&sig->outputs[2], "total", DPI_I64, "[N]");
     b->close(engine);
-    engine = open_named(suite, "mlp4", 4);
+    engine = conformance_open_named(suite, "mlp4", 4);
     assert_int_equal(b->describe(engine, sig, NULL), DPI_OK);
     check_port(&sig->inputs[0], "input", DPI_F32, "[4,64]");
     b->close(engine);
-    engine = open_named(suite, "dynamic", 8);
+    engine = conformance_open_named(suite, "dynamic", 8);
     assert_int_equal(b->describe(engine, sig, NULL), DPI_OK);
     check_port(&sig->inputs[0], "x", DPI_F32, "[N,?]");
     b->close(engine);
@@ -170,7 +165,7 @@ static void output_shapes_follow_from_input_shapes(void **state)
     const conformance *suite = *state;
     const backend *b = suite->kit->backend;
     static const int64_t rows[] = {1, 2, 7, 3, 1, 100};
-    backend_engine *engine = open_named(suite, "multi", 8);
+    backend_engine *engine = conformance_open_named(suite, "multi", 8);
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         backend_array in[2] = {{.rank = 2, .shape = {rows[i], 4}}, {.rank = 2, .shape = {rows[i], 3}}};
         backend_array out[3] = {{0}};
@@ -182,7 +177,7 @@ static void output_shapes_follow_from_input_shapes(void **state)
         assert_int_equal(out[2].shape[0], rows[i]);
     }
     b->close(engine);
-    engine = open_named(suite, "dynamic", 8);
+    engine = conformance_open_named(suite, "dynamic", 8);
     for (int64_t width = 1; width < 40; width += 13) {
         backend_array in = {.rank = 2, .shape = {3, width}}, out = {0};
         assert_int_equal(b->infer_shapes(engine, &in, &out, NULL), DPI_OK);
@@ -198,7 +193,7 @@ static void output_shapes_that_the_model_does_not_say_are_found(void **state)
     const conformance *suite = *state;
     if (!suite->kit->standard_cases)
         skip();
-    backend_engine *engine = open_named(suite, "doubled", 8);
+    backend_engine *engine = conformance_open_named(suite, "doubled", 8);
     for (int64_t pass = 0; pass < 24; pass++) {
         backend_array in = {.rank = 2, .shape = {1 + pass % 3, 1 + pass % 12}}, out = {0};
         assert_int_equal(suite->kit->backend->infer_shapes(engine, &in, &out, NULL), DPI_OK);
@@ -206,7 +201,7 @@ static void output_shapes_that_the_model_does_not_say_are_found(void **state)
         assert_int_equal(out.shape[0], in.shape[0]);
         assert_int_equal(out.shape[1], in.shape[1] * 2);
     }
-    trial *t = start(suite, engine, "doubled", 3);
+    trial *t = conformance_start(suite, engine, "doubled", 3);
     trial_run(t);
     trial_end(t);
     suite->kit->backend->close(engine);
@@ -216,10 +211,10 @@ static void sizes_that_depend_on_data_are_refused(void **state)
 {
     const conformance *suite = *state;
     const backend *b = suite->kit->backend;
-    char *path = make_model(suite, "nonzero");
+    char *path = conformance_make(suite, "nonzero");
     dpi_status status;
     dpi_error error;
-    backend_engine *engine = open_model(suite, path, 8, &status, &error);
+    backend_engine *engine = conformance_open(suite, path, 8, &status, &error);
     if (engine) {
         backend_array in = {.rank = 2, .shape = {2, 8}}, out[2] = {{0}};
         status = b->infer_shapes(engine, &in, out, &error);
@@ -236,7 +231,7 @@ static void an_input_shape_that_does_not_fit_is_refused(void **state)
 {
     const conformance *suite = *state;
     const backend *b = suite->kit->backend;
-    backend_engine *engine = open_named(suite, "mlp", 8);
+    backend_engine *engine = conformance_open_named(suite, "mlp", 8);
     float x[2 * 64] = {0}, y[2 * 10];
     backend_array in = {.data = x, .rank = 2, .shape = {2, 63}}, out = {0};
     backend_call call = {.rows = 2, .inputs = &in, .outputs = &out};
@@ -248,7 +243,7 @@ static void an_input_shape_that_does_not_fit_is_refused(void **state)
     }
     assert_int_not_equal(status, DPI_OK);
     assert_true(error.message[0] != 0);
-    trial *t = start(suite, engine, "mlp", 3); /* it works all the same afterwards */
+    trial *t = conformance_start(suite, engine, "mlp", 3); /* it works all the same afterwards */
     trial_run(t);
     trial_end(t);
     b->close(engine);
@@ -259,18 +254,18 @@ static void an_input_shape_that_does_not_fit_is_refused(void **state)
 /* Rows alone and in any number give the same, and what the kit's reference says where it knows. */
 static void compute_at_many_sizes(const conformance *suite, const char *model, size_t most, bool describe_only_fixed)
 {
-    backend_engine *engine = open_named(suite, model, most);
-    trial *all = start(suite, engine, model, most);
+    backend_engine *engine = conformance_open_named(suite, model, most);
+    trial *all = conformance_start(suite, engine, model, most);
     trial_run(all);
     trial_check_reference(all);
     for (size_t rows = 1; !describe_only_fixed && rows < most; rows = rows < 4 ? rows + 1 : rows * 2) {
-        trial *some = start(suite, engine, model, rows);
+        trial *some = conformance_start(suite, engine, model, rows);
         trial_run(some);
         trial_check_reference(some);
         trial_compare(all, some, 0, rows, 1e-4);
         trial_end(some);
     }
-    trial *again = start(suite, engine, model, most);
+    trial *again = conformance_start(suite, engine, model, most);
     trial_run(again);
     trial_compare(all, again, 0, most, 0);
     trial_end(again);
@@ -291,7 +286,7 @@ static void it_computes_free_axes_of_any_extent(void **state)
     const conformance *suite = *state;
     static const char *const models[] = {"dynamic", "encoder"};
     for (size_t m = 0; m < 2; m++) {
-        backend_engine *engine = open_named(suite, models[m], 8);
+        backend_engine *engine = conformance_open_named(suite, models[m], 8);
         for (int64_t extent = 1; extent <= 20; extent = extent * 2 + 3) {
             trial_options options = {.extent = extent};
             trial *t = trial_new(suite->kit, engine, models[m], 4, &options);
@@ -310,8 +305,8 @@ static void it_computes_free_axes_of_any_extent(void **state)
 static void neighbours_and_place_do_not_matter(void **state)
 {
     const conformance *suite = *state;
-    backend_engine *engine = open_named(suite, "mlp", 8);
-    trial *a = start(suite, engine, "mlp", 6);
+    backend_engine *engine = conformance_open_named(suite, "mlp", 8);
+    trial *a = conformance_start(suite, engine, "mlp", 6);
     trial *b = trial_new(suite->kit, engine, "mlp", 6, &(trial_options){.extent = 5, .first_row = 3});
     trial_run(a);
     trial_run(b);
@@ -327,8 +322,8 @@ static void row_pointers_need_no_more_than_element_alignment(void **state)
     const conformance *suite = *state;
     static const char *const models[] = {"mlp", "multi", "identity-uint8"};
     for (size_t m = 0; m < 3; m++) {
-        backend_engine *engine = open_named(suite, models[m], 8);
-        trial *aligned = start(suite, engine, models[m], 5);
+        backend_engine *engine = conformance_open_named(suite, models[m], 8);
+        trial *aligned = conformance_start(suite, engine, models[m], 5);
         trial_run(aligned);
         for (size_t off = 1; off < 16; off *= 3) {
             trial_options options = {.extent = 5, .misaligned_elements = off};
@@ -348,12 +343,12 @@ static void every_dtype_passes_through(void **state)
     const conformance *suite = *state;
     int refused = 0;
     for (dpi_dtype dtype = DPI_BOOL; dtype <= DPI_F64; dtype++) {
-        char *model = text_format("identity-%s", dpi_dtype_name(dtype)), *path = make_model(suite, model);
+        char *model = text_format("identity-%s", dpi_dtype_name(dtype)), *path = conformance_make(suite, model);
         dpi_status status;
         dpi_error error;
-        backend_engine *engine = open_model(suite, path, 8, &status, &error);
+        backend_engine *engine = conformance_open(suite, path, 8, &status, &error);
         if (engine) {
-            trial *t = start(suite, engine, model, 5);
+            trial *t = conformance_start(suite, engine, model, 5);
             assert_int_equal(t->sig.inputs[0].dtype, dtype);
             trial_run(t);
             trial_check_reference(t);
@@ -376,10 +371,10 @@ static void values_keep_all_their_bits(void **state)
     const conformance *suite = *state;
     static const dpi_dtype wide[] = {DPI_I64, DPI_U64, DPI_U32, DPI_I32, DPI_F64, DPI_F32, DPI_F16, DPI_BF16};
     for (size_t d = 0; d < sizeof wide / sizeof wide[0]; d++) {
-        char *model = text_format("identity-%s", dpi_dtype_name(wide[d])), *path = make_model(suite, model);
+        char *model = text_format("identity-%s", dpi_dtype_name(wide[d])), *path = conformance_make(suite, model);
         dpi_status status;
         dpi_error error;
-        backend_engine *engine = open_model(suite, path, 8, &status, &error);
+        backend_engine *engine = conformance_open(suite, path, 8, &status, &error);
         if (engine) {
             trial *t = trial_new(suite->kit, engine, model, 5, &(trial_options){.extent = 5, .wide_values = true});
             trial_run(t);
@@ -403,10 +398,10 @@ static void dtypes_that_dpinfer_does_not_know_are_refused(void **state)
     static const char *const names[] = {"string", "complex64", "fp8e4m3fn", "uint4"};
     signature *sig = malloc(sizeof *sig);
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
-        char *model = text_format("identity-%s", names[i]), *path = make_model(suite, model);
+        char *model = text_format("identity-%s", names[i]), *path = conformance_make(suite, model);
         dpi_status status;
         dpi_error error;
-        backend_engine *engine = open_model(suite, path, 8, &status, &error);
+        backend_engine *engine = conformance_open(suite, path, 8, &status, &error);
         if (engine) {
             status = suite->kit->backend->describe(engine, sig, &error);
             suite->kit->backend->close(engine);
@@ -425,16 +420,16 @@ static void outputs_are_chosen_by_name_and_in_order(void **state)
 {
     const conformance *suite = *state;
     const backend *b = suite->kit->backend;
-    char *path = make_model(suite, "multi");
+    char *path = conformance_make(suite, "multi");
     const char *const wanted[] = {"total", "sum"};
     backend_model model = {.path = path, .format = suite->kit->format};
-    backend_open_options options = options_for(suite, &model);
+    backend_open_options options = conformance_options(suite, &model);
     backend_engine *engine = NULL;
     dpi_error error = {0};
     options.output_names = wanted;
     options.output_count = 2;
     assert_int_equal(b->open(suite->library, &options, &engine, &error), DPI_OK);
-    trial *t = start(suite, engine, "multi", 3);
+    trial *t = conformance_start(suite, engine, "multi", 3);
     assert_int_equal(t->sig.output_count, 2);
     assert_string_equal(t->sig.outputs[0].name, "total");
     assert_string_equal(t->sig.outputs[1].name, "sum");
@@ -460,10 +455,10 @@ static void a_precision_that_is_lacking_is_refused(void **state)
     backend_device_info device;
     size_t count;
     assert_int_equal(b->list_devices(suite->library, &device, 1, &count, NULL), DPI_OK);
-    char *path = make_model(suite, "mlp");
+    char *path = conformance_make(suite, "mlp");
     backend_model model = {.path = path, .format = suite->kit->format};
     for (int p = DPI_PRECISION_FP32; p <= DPI_PRECISION_BF16; p++) {
-        backend_open_options options = options_for(suite, &model);
+        backend_open_options options = conformance_options(suite, &model);
         backend_engine *engine = NULL;
         dpi_error error = {0};
         options.precision = (dpi_precision)p;
@@ -472,7 +467,7 @@ static void a_precision_that_is_lacking_is_refused(void **state)
         if (own || backend_lists(device.precisions, names[p])) {
             if (status)
                 fail_msg("%s is listed but refused: %s", names[p], error.message);
-            trial *t = start(suite, engine, "mlp", 3);
+            trial *t = conformance_start(suite, engine, "mlp", 3);
             trial_run(t);
             trial_end(t);
             b->close(engine);
@@ -486,10 +481,10 @@ static void a_precision_that_is_lacking_is_refused(void **state)
 static void an_unknown_option_is_refused_by_name(void **state)
 {
     const conformance *suite = *state;
-    char *path = make_model(suite, "mlp");
+    char *path = conformance_make(suite, "mlp");
     const dpi_key_value option = {"no_such_option", "1"};
     backend_model model = {.path = path, .format = suite->kit->format};
-    backend_open_options options = options_for(suite, &model);
+    backend_open_options options = conformance_options(suite, &model);
     backend_engine *engine = NULL;
     dpi_error error = {0};
     options.options = &option;
@@ -500,164 +495,23 @@ static void an_unknown_option_is_refused_by_name(void **state)
     free(path);
 }
 
-/* ---- where the model comes from --------------------------------------------------------------------------------- */
-
-static dpi_status open_bytes(const conformance *suite, const void *data, size_t bytes, backend_engine **engine,
-                             dpi_error *error)
-{
-    backend_model model = {.data = data, .bytes = bytes, .format = suite->kit->format};
-    backend_open_options options = options_for(suite, &model);
-    *engine = NULL;
-    *error = (dpi_error){0};
-    return suite->kit->backend->open(suite->library, &options, engine, error);
-}
-
-static void a_model_in_memory_is_the_same_model(void **state)
-{
-    const conformance *suite = *state;
-    char *path = make_model(suite, "mlp");
-    void *data;
-    size_t bytes;
-    backend_engine *from_file = open_named(suite, "mlp", 16), *from_memory;
-    dpi_error error;
-    assert_int_equal(file_read(path, 1 << 24, &data, &bytes, NULL), DPI_OK);
-    if (open_bytes(suite, data, bytes, &from_memory, &error))
-        fail_msg("%s", error.message);
-    trial *a = start(suite, from_file, "mlp", 7), *b = start(suite, from_memory, "mlp", 7);
-    trial_run(a);
-    trial_run(b);
-    trial_compare(a, b, 0, 7, 0);
-    trial_end(a);
-    trial_end(b);
-    suite->kit->backend->close(from_file);
-    suite->kit->backend->close(from_memory);
-    free(data);
-    free(path);
-}
-
-static void external_weights_are_found_beside_the_model(void **state)
-{
-    const conformance *suite = *state;
-    if (!suite->kit->standard_cases)
-        skip();
-    backend_engine *whole = open_named(suite, "mlp", 16), *external = open_named(suite, "mlp-external", 16);
-    trial *a = start(suite, whole, "mlp", 7), *b = start(suite, external, "mlp", 7);
-    trial_run(a);
-    trial_run(b);
-    trial_compare(a, b, 0, 7, 0);
-    trial_end(a);
-    trial_end(b);
-    suite->kit->backend->close(whole);
-    suite->kit->backend->close(external);
-}
-
-static void write_file(const char *path, const void *data, size_t bytes)
-{
-    FILE *out = fopen(path, "wb");
-    assert_non_null(out);
-    assert_int_equal(fwrite(data, 1, bytes, out), bytes);
-    assert_int_equal(fclose(out), 0);
-}
-
-/* From a file and from memory: never a crash; an engine, or DPI_E_MODEL naming the file. */
-static void try_broken(const conformance *suite, const void *data, size_t bytes, bool must_fail)
-{
-    char *folder = conformance_folder(), *path = text_format("%s/broken.%s", folder, suite->kit->format);
-    dpi_status status;
-    dpi_error error;
-    write_file(path, data, bytes);
-    backend_engine *engine = open_model(suite, path, 4, &status, &error);
-    if (engine)
-        suite->kit->backend->close(engine);
-    if ((must_fail || status) && (status != DPI_E_MODEL || !strstr(error.message, path)))
-        fail_msg("%zu bytes: status %d, \"%s\"", bytes, status, error.message);
-    status = open_bytes(suite, data, bytes, &engine, &error);
-    if (engine)
-        suite->kit->backend->close(engine);
-    if ((must_fail || status) && status != DPI_E_MODEL)
-        fail_msg("%zu bytes in memory: status %d, \"%s\"", bytes, status, error.message);
-    free(path);
-    free(folder);
-}
-
-static void broken_models_are_refused(void **state)
-{
-    const conformance *suite = *state;
-    char *path = make_model(suite, "mlp");
-    unsigned char *data;
-    void *read;
-    size_t bytes;
-    assert_int_equal(file_read(path, 1 << 24, &read, &bytes, NULL), DPI_OK);
-    data = read;
-    try_broken(suite, data, 0, true);
-    try_broken(suite, data, 1, true);
-    for (uint64_t i = 0; i < 8; i++)
-        try_broken(suite, data, hash_mix64(1, i) % bytes, suite->kit->standard_cases);
-    try_broken(suite, data, bytes - 1, suite->kit->standard_cases);
-    for (uint64_t i = 0; i < 16; i++) { /* one byte wrong: it may well be a valid model still */
-        size_t at = hash_mix64(2, i) % (bytes < 200 ? bytes : 200);
-        data[at] ^= (unsigned char)(1u << (i % 8));
-        try_broken(suite, data, bytes, false);
-        data[at] ^= (unsigned char)(1u << (i % 8));
-    }
-    unsigned char noise[5000];
-    for (size_t i = 0; i < sizeof noise; i++)
-        noise[i] = (unsigned char)hash_mix64(3, i);
-    try_broken(suite, noise, sizeof noise, true);
-    memset(noise, 0, sizeof noise);
-    try_broken(suite, noise, sizeof noise, true);
-    free(data);
-    free(path);
-}
-
-static void a_model_that_lies_about_its_size_is_refused(void **state)
-{
-    const conformance *suite = *state;
-    if (!suite->kit->standard_cases)
-        skip();
-    char *path = make_model(suite, "hostile");
-    void *data;
-    size_t bytes;
-    assert_int_equal(file_read(path, 1 << 24, &data, &bytes, NULL), DPI_OK);
-    try_broken(suite, data, bytes, true);
-    free(data);
-    free(path);
-}
-
-static void a_path_that_is_no_file_is_named(void **state)
-{
-    const conformance *suite = *state;
-    char *folder = conformance_folder(), *missing = text_format("%s/missing.%s", folder, suite->kit->format);
-    const char *const paths[] = {missing, folder};
-    for (size_t i = 0; i < 2; i++) {
-        dpi_status status;
-        dpi_error error;
-        backend_engine *engine = open_model(suite, paths[i], 4, &status, &error);
-        assert_null(engine);
-        if (status != DPI_E_MODEL || !strstr(error.message, paths[i]))
-            fail_msg("%s: status %d, \"%s\"", paths[i], status, error.message);
-    }
-    free(missing);
-    free(folder);
-}
-
 /* ---- lives ------------------------------------------------------------------------------------------------------ */
 
 static void engines_are_opened_and_closed_again(void **state)
 {
     const conformance *suite = *state;
-    backend_engine *kept = open_named(suite, "mlp", 16);
-    trial *first = start(suite, kept, "mlp", 4);
+    backend_engine *kept = conformance_open_named(suite, "mlp", 16);
+    trial *first = conformance_start(suite, kept, "mlp", 4);
     trial_run(first);
     for (int i = 0; i < 5; i++) {
-        backend_engine *engine = open_named(suite, "mlp", 16);
-        trial *t = start(suite, engine, "mlp", 4);
+        backend_engine *engine = conformance_open_named(suite, "mlp", 16);
+        trial *t = conformance_start(suite, engine, "mlp", 4);
         trial_run(t);
         trial_compare(first, t, 0, 4, 0);
         trial_end(t);
         suite->kit->backend->close(engine);
     }
-    trial *again = start(suite, kept, "mlp", 4); /* undisturbed by the others */
+    trial *again = conformance_start(suite, kept, "mlp", 4); /* undisturbed by the others */
     trial_run(again);
     trial_compare(first, again, 0, 4, 0);
     trial_end(again);
@@ -668,7 +522,7 @@ static void engines_are_opened_and_closed_again(void **state)
 static dpi_status open_stored(const conformance *suite, const char *path, int fd, backend_engine **engine)
 {
     backend_model model = {.path = path, .format = suite->kit->format};
-    backend_open_options options = options_for(suite, &model);
+    backend_open_options options = conformance_options(suite, &model);
     dpi_error error = {0};
     options.import_fd = fd;
     *engine = NULL;
@@ -686,14 +540,14 @@ static void a_stored_engine_computes_the_same(void **state)
     const backend *b = suite->kit->backend;
     if (!b->export_engine)
         skip();
-    char *path = make_model(suite, "mlp");
-    backend_engine *engine = open_named(suite, "mlp", 16), *stored;
+    char *path = conformance_make(suite, "mlp");
+    backend_engine *engine = conformance_open_named(suite, "mlp", 16), *stored;
     int fd = memfd_create("engine", MFD_CLOEXEC);
     assert_int_equal(b->export_engine(engine, fd, NULL), DPI_OK);
     off_t bytes = lseek(fd, 0, SEEK_END);
     assert_true(bytes > 0);
     assert_int_equal(open_stored(suite, path, fd, &stored), DPI_OK);
-    trial *a = start(suite, engine, "mlp", 7), *c = start(suite, stored, "mlp", 7);
+    trial *a = conformance_start(suite, engine, "mlp", 7), *c = conformance_start(suite, stored, "mlp", 7);
     trial_run(a);
     trial_run(c);
     trial_compare(a, c, 0, 7, 0);
@@ -722,6 +576,19 @@ static void use_python_environment(void)
         }
     }
     free(python);
+}
+
+/* The library to load: malloc'd, NULL to search. */
+static char *find_oldest(const conformance_kit *kit)
+{
+    char *pattern = text_format("%s/.deps/oldest/%s", conformance_source_folder(), kit->oldest), *path = NULL;
+    glob_t found;
+    if (pattern && glob(pattern, 0, NULL, &found) == 0) {
+        path = strdup(found.gl_pathv[0]);
+        globfree(&found);
+    }
+    free(pattern);
+    return path;
 }
 
 static void empty_folder(void)
@@ -789,7 +656,14 @@ int conformance_main(const conformance_kit *kit)
     snprintf(suite.device.kind, sizeof suite.device.kind, "%s", kit->device_kind);
     snprintf(suite.device.name, sizeof suite.device.name, "%s", kit->device_name);
     dpi_error error = {0};
-    dpi_status status = kit->backend->load(&(backend_load_options){0}, &suite.log, &suite.library, &error);
+    char *library = kit->oldest ? find_oldest(kit) : NULL;
+    if (kit->oldest && !library) {
+        fprintf(stderr, "%s: not found: .deps/oldest/%s\n", kit->backend->name, kit->oldest);
+        return 77;
+    }
+    backend_load_options options = {.library = library};
+    dpi_status status = kit->backend->load(&options, &suite.log, &suite.library, &error);
+    free(library);
     if (status) {
         fprintf(stderr, "%s: %s\n", kit->backend->name, error.message);
         return status == DPI_E_BACKEND && strstr(error.message, "not found") ? 77 : 1; /* found, but bad: a failure */

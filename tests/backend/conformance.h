@@ -30,6 +30,8 @@ typedef struct conformance_kit {
                       void *result);
     /* Dtypes, separated by blanks, that the library itself computes in fewer bits; NULL: none. */
     const char *narrowed;
+    /* NULL, or a pattern below SOURCE/.deps/oldest: that library is tested, and skipped when it is not there. */
+    const char *oldest;
     bool standard_cases; /* runs the ONNX standard's own cases */
 } conformance_kit;
 
@@ -38,7 +40,7 @@ extern const conformance_kit conformance_kit_sim, conformance_kit_onnxruntime, c
 /* Runs the suite; the program's exit code. */
 int conformance_main(const conformance_kit *kit);
 
-/* ---- shared with conformance_onnx.c ---- */
+/* ---- shared by the suite's files ---- */
 
 typedef struct conformance {
     const conformance_kit *kit;
@@ -48,13 +50,25 @@ typedef struct conformance {
     logger log;
 } conformance;
 
+/* Path of one of the suite's models, malloc'd; skips the test when the kit has none. */
+char *conformance_make(const conformance *suite, const char *model);
+/* Defaults for opening `model`, which must outlive them. */
+backend_open_options conformance_options(const conformance *suite, const backend_model *model);
 /* Opens a model file. NULL with *status and *error when it is refused. */
 backend_engine *conformance_open(const conformance *suite, const char *path, size_t max_rows, dpi_status *status,
                                  dpi_error *error);
+/* An engine of one of the suite's models, which must open. */
+backend_engine *conformance_open_named(const conformance *suite, const char *name, size_t max_rows);
 /* Runs a program without a shell; its exit code, -1 when it was ended by a signal or could not be started. */
 int conformance_spawn(const char *const *arguments);
 /* The ONNX standard's cases (conformance_onnx.c). */
 void conformance_standard_cases(void **state);
+/* conformance_files.c */
+void a_model_in_memory_is_the_same_model(void **state);
+void external_weights_are_found_beside_the_model(void **state);
+void broken_models_are_refused(void **state);
+void a_model_that_lies_about_its_size_is_refused(void **state);
+void a_path_that_is_no_file_is_named(void **state);
 /* Folder of this program's models, malloc'd: emptied at the start, so that a model is made once. */
 char *conformance_folder(void);
 /* Build folder, source folder, and the Python with onnx and numpy. Static storage of the environment. */

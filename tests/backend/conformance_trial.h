@@ -26,6 +26,8 @@ typedef struct trial {
 trial *trial_new(const conformance_kit *kit, backend_engine *engine, const char *model, size_t rows,
                  const trial_options *options);
 void trial_end(trial *t);
+/* The usual one: small numbers, aligned, free axes of 5. */
+trial *conformance_start(const conformance *suite, backend_engine *engine, const char *model, size_t rows);
 
 /* Runs the call; fails the test when it fails or writes beside the outputs. */
 void trial_run(trial *t);

@@ -1,7 +1,8 @@
 /*
  * "Adaptive never loses", by simulation: devices with drawn costs, noise, contention and wake-ups; after 20 batches of
  * warm-up the adaptive plan, its trials included, takes at most 1.1 times the best static split of an exhaustive grid.
- * These read no clock: they are the same on every machine.
+ * These read no clock: they are the same on every machine. Of 48,000 more cases (seeds 1 to 4) five were over 1.1, the
+ * worst at 1.133; the median is 1.005.
  */
 #include "runtime/plan.h"
 
