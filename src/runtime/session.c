@@ -283,6 +283,7 @@ static dpi_status prepare(dpi_session *s, const dpi_options *o, const char *form
                          s->backend->name);
     if (s->devices.how[0])
         log_info(&s->log, "auto: %s", s->devices.how);
+    core_locks_take(&s->locks, &s->devices, &s->log);
     s->workers = calloc(s->count, sizeof *s->workers);
     s->setups = calloc(s->count, sizeof *s->setups);
     s->memos = calloc(SESSION_MEMOS, sizeof *s->memos);
@@ -508,6 +509,7 @@ void session_close(dpi_session *s)
     if (s->fork_guard)
         munmap((void *)(uintptr_t)s->fork_guard, 4096);
     planner_free(s->planner);
+    core_locks_release(&s->locks);
     device_list_free(&s->devices);
     pthread_mutex_destroy(&s->lock);
     pthread_mutex_destroy(&s->engine_lock);

@@ -16,6 +16,7 @@
 #include "ipc/child.h"
 #include "ipc/claim.h"
 #include "ipc/layout.h"
+#include "runtime/core_lock.h"
 #include "runtime/device.h"
 #include "runtime/plan.h"
 #include "runtime/setup.h"
@@ -72,6 +73,7 @@ struct dpi_session {
     logger log;
     const backend *backend;
     device_list devices;
+    core_locks locks;
     size_t count; /* workers */
     session_worker *workers;
     worker_setup *setups;
