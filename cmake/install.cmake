@@ -6,6 +6,8 @@ install(DIRECTORY include/dpinfer DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(TARGETS dpinfer-cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(TARGETS dpinfer-worker RUNTIME DESTINATION libexec/dpinfer)
 
+# The file finds its prefix from its own place, so that --prefix and DESTDIR need no rebuild.
+file(RELATIVE_PATH DPI_PC_TO_PREFIX "/p/${CMAKE_INSTALL_LIBDIR}/pkgconfig" "/p")
 configure_file(cmake/dpinfer.pc.in dpinfer.pc @ONLY)
 install(FILES ${CMAKE_BINARY_DIR}/dpinfer.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 install(EXPORT dpinferTargets NAMESPACE dpinfer:: FILE dpinferConfig.cmake

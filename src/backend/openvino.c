@@ -463,12 +463,20 @@ static dpi_status collect(backend_engine *e, size_t o, const backend_array *a, d
     return status;
 }
 
+static bool sets_outputs(const backend_library *library)
+{
+    int year = 0, release = 0;
+    return sscanf(library->version, "%d.%d", &year, &release) == 2 && (year > 2025 || (year == 2025 && release >= 4));
+}
+
 static dpi_status ov_run(backend_engine *e, const backend_call *call, backend_timing *timing, dpi_error *error)
 {
     (void)timing;
     const ov_api *api = &e->library->api;
     dpi_status status = set_inputs(e, call->inputs, error);
-    for (size_t o = 0; o < e->sig.output_count && !status; o++) {
+    /* Before 2025.4 an output that is an input passed through goes to stale memory when it is set (wrong values, a
+     * crash): there the library keeps its own outputs, and collect copies them. */
+    for (size_t o = 0; sets_outputs(e->library) && o < e->sig.output_count && !status; o++) {
         ov_opaque *tensor = NULL;
         status = make_tensor(e, &e->sig.outputs[o], &call->outputs[o], &tensor, error);
         if (!status)

@@ -75,10 +75,11 @@ typedef struct batch_desc {
     uint64_t rows;
     uint64_t first_row;     /* BATCH_SHARD: of the source */
     uint64_t result_row;    /* BATCH_SHARD: of the sinks */
-    int64_t published_ns;   /* when */
-    int64_t predicted_ns;   /* how long it should take; 0: unknown */
+    /* These three a late worker may read as well, when it thinks of stealing. */
+    _Atomic int64_t published_ns; /* when */
+    _Atomic int64_t predicted_ns; /* how long it should take; 0: unknown */
     /* Rows of worker w's slices (its last may be shorter); shard mode: [0], the same for all. */
-    uint32_t slice_rows[LAYOUT_WORKERS];
+    _Atomic uint32_t slice_rows[LAYOUT_WORKERS];
     _Atomic uint32_t first_slice[LAYOUT_WORKERS + 1]; /* split: worker w has slices first_slice[w] up to first_slice[w + 1] */
     uint32_t reserved;
     uint64_t share_row[LAYOUT_WORKERS + 1];   /* split: and rows share_row[w] up to share_row[w + 1] */

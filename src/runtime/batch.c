@@ -50,7 +50,7 @@ static bool fill_cut(const dpi_session *s, batch *b, batch_desc *d, const size_t
     for (size_t w = 0; w < s->count; w++) {
         size_t most = s->shares && s->shares[w] && s->shares[w] < s->max_rows && !s->fixed_rows ? s->shares[w] : s->max_rows;
         uint64_t n = (shares[w] + most - 1) / most;
-        d->slice_rows[w] = (uint32_t)most;
+        atomic_store_explicit(&d->slice_rows[w], (uint32_t)most, memory_order_relaxed);
         d->share_row[w] = row;
         atomic_store_explicit(&d->first_slice[w], (uint32_t)slices, memory_order_relaxed);
         row += shares[w];
@@ -63,7 +63,7 @@ static bool fill_cut(const dpi_session *s, batch *b, batch_desc *d, const size_t
     }
     d->share_row[s->count] = row;
     atomic_store_explicit(&d->first_slice[s->count], (uint32_t)slices, memory_order_relaxed);
-    d->predicted_ns = (int64_t)longest;
+    atomic_store_explicit(&d->predicted_ns, (int64_t)longest, memory_order_relaxed);
     b->slice_count = (uint32_t)slices;
     return true;
 }
@@ -216,7 +216,7 @@ static void enter_slot(dpi_session *s, batch *b, int slot, uint32_t flags)
     s->in_flight++;
     d->rows = b->rows;
     d->fixed_rows = (uint32_t)s->fixed_rows;
-    d->published_ns = b->began_ns;
+    atomic_store_explicit(&d->published_ns, b->began_ns, memory_order_relaxed);
     fill_arrays(s, b, d);
     atomic_store_explicit(&d->flags, flags, memory_order_relaxed);
     atomic_store_explicit(&d->slice_count, b->slice_count, memory_order_relaxed);
@@ -394,8 +394,8 @@ dpi_status batch_submit_chunk(dpi_session *s, const shard_chunk *chunk, dpi_tick
     d->job = chunk->job;
     d->first_row = chunk->first_row;
     d->result_row = chunk->result_row;
-    d->slice_rows[0] = (uint32_t)s->max_rows;
-    d->predicted_ns = 0;
+    atomic_store_explicit(&d->slice_rows[0], (uint32_t)s->max_rows, memory_order_relaxed);
+    atomic_store_explicit(&d->predicted_ns, 0, memory_order_relaxed);
     claims *c = batch_claims(s, slot);
     for (uint32_t i = 0; i < b->slice_count; i++)
         claim_publish(&c->word[i], (claim){.sequence = b->sequence, .state = CLAIM_FREE});

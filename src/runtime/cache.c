@@ -26,7 +26,7 @@
 #define ENTRY_HEADER      4096
 #define ENTRY_SUFFIX      ".engine"
 #define TEMPORARY_PREFIX  ".new-"
-#define HASH_MAX_AGE_S    (90 * 86400) /* a content hash that is older is made anew */
+#define KEPT_S            (30 * 86400) /* content hashes and locks that are older go: they are made anew when needed */
 #define WAITING_PERIOD_NS 1000000000
 
 typedef struct entry_header {
@@ -82,7 +82,7 @@ static dpi_status check_folder(const char *folder, dpi_error *error)
     return DPI_OK;
 }
 
-static void sweep(const cache *c);
+static void sweep(const cache *c, time_t max_age_s);
 
 dpi_status cache_open(const char *folder, uint64_t max_bytes, const logger *log, cache **out, dpi_error *error)
 {
@@ -102,7 +102,7 @@ dpi_status cache_open(const char *folder, uint64_t max_bytes, const logger *log,
         cache_close(c);
         return status;
     }
-    sweep(c);
+    sweep(c, KEPT_S);
     *out = c;
     return DPI_OK;
 }
@@ -441,7 +441,7 @@ static dpi_status make_room(cache *c, hash128 newest, dpi_error *error)
     return status;
 }
 
-/* Whether nobody holds this file by flock; it is then removed. */
+/* Removes a file that nobody holds by flock. */
 static void remove_unheld(int folder, const char *name)
 {
     int fd = openat(folder, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
@@ -451,18 +451,22 @@ static void remove_unheld(int folder, const char *name)
         close(fd);
 }
 
-/* Removes what those who were killed have left, and content hashes of long ago. */
-static void sweep(const cache *c)
+/* Removes what writers who were killed have left, and content hashes and unheld locks of at least this age. */
+static void sweep(const cache *c, time_t max_age_s)
 {
     DIR *folder = opendir(c->folder);
     struct stat info;
     time_t now = time(NULL);
     for (struct dirent *d; folder && (d = readdir(folder));) {
-        if (strncmp(d->d_name, TEMPORARY_PREFIX, strlen(TEMPORARY_PREFIX)) == 0 || is_key_name(d->d_name, ".lock"))
-            remove_unheld(dirfd(folder), d->d_name);
-        else if (is_key_name(d->d_name, ".hash") && fstatat(dirfd(folder), d->d_name, &info, 0) == 0 &&
-                 now - info.st_mtim.tv_sec > HASH_MAX_AGE_S)
+        bool temporary = strncmp(d->d_name, TEMPORARY_PREFIX, strlen(TEMPORARY_PREFIX)) == 0;
+        bool lock = is_key_name(d->d_name, ".lock"), memo = is_key_name(d->d_name, ".hash");
+        if (!temporary && !((lock || memo) && fstatat(dirfd(folder), d->d_name, &info, AT_SYMLINK_NOFOLLOW) == 0 &&
+                            now - info.st_mtim.tv_sec >= max_age_s))
+            continue;
+        if (memo)
             unlinkat(dirfd(folder), d->d_name, 0);
+        else
+            remove_unheld(dirfd(folder), d->d_name);
     }
     if (folder)
         closedir(folder);
@@ -477,6 +481,7 @@ dpi_status cache_clear(cache *c, uint64_t *removed_bytes, dpi_error *error)
     for (size_t i = 0; !status && i < count; i++)
         removed += remove_entry(c, &entries[i]) ? entries[i].bytes : 0;
     free(entries);
+    sweep(c, 0);
     if (removed_bytes)
         *removed_bytes = removed;
     return status;

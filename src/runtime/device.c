@@ -116,6 +116,9 @@ static dpi_status named_cpus(const char *what, const topology *machine, int **cp
     return DPI_OK;
 }
 
+/* Of a GPU's number, UUID or PCI address. */
+static const char id_characters[] = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_.:/";
+
 static dpi_status add_named(device_list *list, const char *entry, const topology *machine, dpi_error *error)
 {
     uint64_t index;
@@ -138,7 +141,7 @@ static dpi_status add_named(device_list *list, const char *entry, const topology
         d.index = (int)index;
         return add_device(list, &d, error);
     }
-    if (strncmp(entry, "cuda:", 5) == 0 && entry[5]) {
+    if (strncmp(entry, "cuda:", 5) == 0 && entry[5] && !entry[5 + strspn(entry + 5, id_characters)]) {
         strcpy(d.kind, "cuda");
         d.index = text_to_u64(entry + 5, 0, 1000000, &index) ? (int)index : 0;
         return add_device(list, &d, error);

@@ -9,12 +9,12 @@
 
 typedef struct device {
     char kind[16];
-    char name[192];   /* canonical: "cpu:0-3,8" */
+    char name[192]; /* canonical: "cpu:0-3,8" */
     int index;
-    int *cpus;        /* owned; NULL for others than cpu */
+    int *cpus; /* owned; NULL for others than cpu */
     size_t cpu_count;
-    size_t threads;   /* compute threads: cpu_count, less under a quota */
-    bool pinned;      /* false under a quota without a cpuset */
+    size_t threads; /* compute threads: cpu_count, less under a quota */
+    bool pinned;    /* false under a quota without a cpuset */
 } device;
 
 typedef struct device_list {

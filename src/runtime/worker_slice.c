@@ -67,11 +67,12 @@ static bool claim_own(worker *w, const batch_desc *b, uint32_t slot, uint32_t se
  * before the victim gets through them. A victim that is far behind the plan has lost its claim to the prediction. */
 static bool worth_stealing(const worker *w, const batch_desc *b, uint32_t victim, uint32_t ahead, int64_t *look_again_ns)
 {
-    uint64_t rows = b->slice_rows[victim];
+    uint64_t rows = atomic_load_explicit(&b->slice_rows[victim], memory_order_relaxed);
     double mine = slice_cost_ns(w, w->index, rows), theirs = slice_cost_ns(w, victim, rows) * ahead;
     if (mine * 1.1 < theirs)
         return true;
-    int64_t late_ns = b->published_ns + 2 * b->predicted_ns + 1000000;
+    int64_t late_ns = atomic_load_explicit(&b->published_ns, memory_order_relaxed) +
+                      2 * atomic_load_explicit(&b->predicted_ns, memory_order_relaxed) + 1000000;
     if (clock_now_ns() > late_ns)
         return true;
     if (late_ns < *look_again_ns)

@@ -57,6 +57,7 @@ typedef struct kit_traces {
     int fds, mappings, threads, children;
 } kit_traces;
 kit_traces kit_look(void);
+int kit_count_mappings(void);
 /* Compares with `before`, waiting up to two seconds for what ends by itself. */
 void kit_check_clean(kit_traces before);
 

@@ -297,7 +297,7 @@ static bool is_alive(pid_t pid)
     return state && state != 'Z' && state != 'X';
 }
 
-/* In a child of ours: opens a session, tells its workers' pids, and then does as `how` says. */
+/* This program again, as a process of its own: opens a session, tells its workers' pids, and does as `how` says. */
 static void be_a_caller(int out, int how)
 {
     kit *k = kit_open(SIMPLE "hang_at_slice 3\n", "sim:0*3", NULL);
@@ -327,8 +327,11 @@ static void a_dead_caller_leaves_no_worker(void **state)
         pid_t caller = fork();
         assert_true(caller >= 0);
         if (caller == 0) {
+            char out[16], way[16];
+            snprintf(out, sizeof out, "%d", pipe_fds[1]);
+            snprintf(way, sizeof way, "%d", how);
             close(pipe_fds[0]);
-            be_a_caller(pipe_fds[1], how);
+            execl("/proc/self/exe", "caller", out, way, (char *)NULL);
             _exit(1);
         }
         close(pipe_fds[1]);
@@ -380,8 +383,10 @@ static void let_workers_crash(const char *variable)
     setenv(variable, value, 1);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    if (argc == 3)
+        be_a_caller(atoi(argv[1]), atoi(argv[2]));
     let_workers_crash("ASAN_OPTIONS");
     let_workers_crash("TSAN_OPTIONS");
     let_workers_crash("UBSAN_OPTIONS");

@@ -424,7 +424,7 @@ static void use_in_child(kit *k, kit_batch *b, dpi_ticket ticket, void *block)
     CHILD_EXPECT(dpi_stats(k->s, &stats, &error) == DPI_E_FORKED);
     CHILD_EXPECT(dpi_run(k->s, &run, NULL, &error) == DPI_E_FORKED);
     dpi_close(k->s);
-    CHILD_EXPECT(kit_look().mappings == 0);
+    CHILD_EXPECT(kit_count_mappings() == 0);
     _exit(0);
 }
 

@@ -170,6 +170,8 @@ static void every_faulty_entry_is_named(void **state)
         {"sim:-1", "\"sim:-1\" is no device"},
         {"sim:1000001", "is no device"},
         {"cuda:", "is no device"},
+        {"cuda:0*-1*2", "\"cuda:0*-1\" is no device"},
+        {"cuda:0,1", "\"cuda:0,1\" is no device"},
         {"gpu:0", "\"gpu:0\" is no device"},
         {"cpu:0 \x1b[31m", "\"?[31m\" is no device"},
         {"sim:0*256 sim:1", "more than 256 devices"},
