@@ -379,6 +379,19 @@ static dpi_status compile(backend_engine *e, const backend_model *model, dpi_err
     return status;
 }
 
+/* The CPU plug-in computes float64 in float32 without a word; that is lower than the model's own precision. */
+static dpi_status refuse_float64(const backend_engine *e, const backend_open_options *options, dpi_error *error)
+{
+    for (size_t i = 0; options->precision == DPI_PRECISION_MODEL && i < e->sig.input_count + e->sig.output_count; i++) {
+        const port *p = i < e->sig.input_count ? &e->sig.inputs[i] : &e->sig.outputs[i - e->sig.input_count];
+        if (p->dtype == DPI_F64)
+            return error_set(error, DPI_E_DEVICE,
+                             "%s: OpenVINO computes float64 (the model's %s) in float32; use the backend onnxruntime, or "
+                             "accept it with --precision fp32", options->device->name, p->name);
+    }
+    return DPI_OK;
+}
+
 static dpi_status ov_open(backend_library *library, const backend_open_options *options, backend_engine **out,
                           dpi_error *error)
 {
@@ -395,6 +408,8 @@ static dpi_status ov_open(backend_library *library, const backend_open_options *
         status = read_inputs(e, error);
     if (!status)
         status = read_outputs(e, options, error);
+    if (!status)
+        status = refuse_float64(e, options, error);
     if (!status)
         status = check(library, library->api.compiled_model_create_infer_request(e->compiled, &e->request), DPI_E_ENGINE,
                        options->device->name, error);

@@ -448,18 +448,21 @@ dpi_status session_open(const dpi_options *o, dpi_session **out, dpi_error *erro
     if (o->backend && !backend_find(o->backend))
         error_set(&ours, DPI_E_BACKEND, "there is no backend \"%s\"; dpinfer devices lists them", o->backend);
     status = ours.status;
-    /* Unless one is named: the first in the documented order whose library is there. */
-    for (size_t i = 0; i < count && (status == DPI_E_MODEL || status == DPI_E_BACKEND) && !*out; i++) {
+    /* Unless one is named: the first in the documented order whose library is there and that can do what is asked. */
+    bool tried_all = false;
+    for (size_t i = 0; i < count && !tried_all && !*out; i++) {
         if (o->backend ? strcmp(o->backend, list[i]->name) != 0 : !backend_lists(list[i]->formats, format))
             continue;
-        if (!backend_lists(list[i]->formats, format)) {
-            status = error_set(&ours, DPI_E_MODEL, "the backend %s does not open \"%s\" files; it opens: %s",
-                               list[i]->name, format, list[i]->formats);
-            break;
-        }
-        status = open_with(list[i], o, format, &machine, out, &ours);
-        if (status != DPI_E_BACKEND)
-            break;
+        dpi_error one;
+        dpi_status now = backend_lists(list[i]->formats, format)
+                             ? open_with(list[i], o, format, &machine, out, &one)
+                             : error_set(&one, DPI_E_MODEL, "the backend %s does not open \"%s\" files; it opens: %s",
+                                         list[i]->name, format, list[i]->formats);
+        tried_all = now != DPI_E_BACKEND && now != DPI_E_DEVICE;
+        /* Of several refusals the first that is not about a missing library tells most. */
+        if (!now || ours.status != DPI_E_DEVICE)
+            ours = one;
+        status = now ? ours.status : DPI_OK;
     }
     topology_free(&machine);
     if (status)
