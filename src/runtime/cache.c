@@ -472,6 +472,13 @@ static void sweep(const cache *c, time_t max_age_s)
         closedir(folder);
 }
 
+void cache_remove(cache *c, hash128 key)
+{
+    char path[PATH_MAX];
+    if (entry_path(c, key, ENTRY_SUFFIX, path))
+        unlink(path);
+}
+
 dpi_status cache_clear(cache *c, uint64_t *removed_bytes, dpi_error *error)
 {
     cache_entry *entries;

@@ -44,6 +44,8 @@ typedef struct cache_entry {
 } cache_entry;
 /* malloc'd array, newest first. */
 dpi_status cache_list(cache *c, cache_entry **entries, size_t *count, dpi_error *error);
+/* Removes one entry, as one that the library does not take; nothing happens when there is none. */
+void cache_remove(cache *c, hash128 key);
 /* Removes all entries; *removed_bytes may be NULL. */
 dpi_status cache_clear(cache *c, uint64_t *removed_bytes, dpi_error *error);
 

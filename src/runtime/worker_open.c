@@ -146,8 +146,10 @@ static dpi_status open_cached(worker *w, backend_open_options *options, hash128 
         status = open_engine(w, options, fd, &problem);
         close(fd);
         *from_cache = status == DPI_OK;
-        if (status)
+        if (status) {
             log_warning(&w->log, "the cached engine could not be used and is compiled anew: %s", problem.message);
+            cache_remove(store, key);
+        }
     }
     if (status) {
         status = open_engine(w, options, -1, error);

@@ -300,10 +300,9 @@ static bool is_alive(pid_t pid)
 /* This program again, as a process of its own: opens a session, tells its workers' pids, and does as `how` says. */
 static void be_a_caller(int out, int how)
 {
-    kit *k = kit_open(SIMPLE "hang_at_slice 3\n", "sim:0*3", NULL);
+    kit *k = kit_open(SIMPLE "hang_at_slice 1\n", "sim:0*3", NULL);
     dpi_error error;
     dpi_description d = DPI_INIT(dpi_description);
-    kit_forward(k, 6, 1);
     dpi_describe(k->s, &d, &error);
     kit_batch *b = kit_batch_new(k, 600, 1, 3);
     dpi_ticket ticket;
