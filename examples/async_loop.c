@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #define IN_FLIGHT 4
-#define ROWS 32
+#define ROWS      32
 
 static int fail(const dpi_error *error)
 {

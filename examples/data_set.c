@@ -1,5 +1,5 @@
-/* A data set, sharded over every device, with progress: build with `cc data_set.c $(pkg-config --cflags --libs dpinfer)`.
- * usage: data_set MODEL.onnx IN.npy OUT.npy */
+/* A data set, sharded over every device, with progress: build with `cc data_set.c $(pkg-config --cflags --libs
+ * dpinfer)`. usage: data_set MODEL.onnx IN.npy OUT.npy */
 #include <dpinfer/dpinfer.h>
 #include <stdio.h>
 

@@ -42,7 +42,8 @@ int main(int argc, char **argv)
     if (status)
         fprintf(stderr, "%s\n", error.message);
     else if (out.dtype == DPI_F32 && rows)
-        printf("%zu rows on %zu devices; the first result is %g\n", rows, d.worker_count, (double)((float *)out.data)[0]);
+        printf("%zu rows on %zu devices; the first result is %g\n", rows, d.worker_count,
+               (double)((float *)out.data)[0]);
     dpi_close(session);
     return dpi_status_exit_code(status);
 }

@@ -165,7 +165,8 @@ typedef struct dpi_options {
     size_t model_bytes;
     const char *model_format; /* of model_data: "onnx" (default), "sim" */
 
-    const char *devices; /* "auto" (default), or a list: "cpu:0,cpu:1", "cpu:0-3,8-11", "cpu:all", "cpu:numa0", "sim:0*64" */
+    const char
+        *devices; /* "auto" (default), or a list: "cpu:0,cpu:1", "cpu:0-3,8-11", "cpu:all", "cpu:numa0", "sim:0*64" */
     const char *backend; /* NULL: the first that opens this kind of file */
     const char *library; /* path of the backend's library; NULL: environment, beside the program, Python environment */
     dpi_precision precision;
@@ -193,11 +194,11 @@ typedef struct dpi_options {
     const dpi_key_value *backend_options; /* passed to the backend; "2.key" applies to worker 2 alone */
     size_t backend_option_count;
 
-    const char *worker_path; /* the worker program; NULL: DPINFER_WORKER, beside the library, ../libexec/dpinfer */
-    const char *cache_dir;   /* NULL: $DPINFER_CACHE, $XDG_CACHE_HOME/dpinfer or ~/.cache/dpinfer; "": no cache */
-    uint64_t cache_max_bytes;     /* 0: 10 GiB */
-    uint32_t compile_timeout_ms;  /* 0: 600,000; also the limit of the first run of a new shape */
-    uint32_t slice_timeout_ms;    /* 0: the larger of 10 s and 20 times the prediction */
+    const char *worker_path;     /* the worker program; NULL: DPINFER_WORKER, beside the library, ../libexec/dpinfer */
+    const char *cache_dir;       /* NULL: $DPINFER_CACHE, $XDG_CACHE_HOME/dpinfer or ~/.cache/dpinfer; "": no cache */
+    uint64_t cache_max_bytes;    /* 0: 10 GiB */
+    uint32_t compile_timeout_ms; /* 0: 600,000; also the limit of the first run of a new shape */
+    uint32_t slice_timeout_ms;   /* 0: the larger of 10 s and 20 times the prediction */
 
     dpi_log_fn log; /* NULL: warnings and errors to standard error */
     void *log_context;
@@ -278,8 +279,8 @@ typedef struct dpi_progress {
     size_t struct_size;
     uint64_t rows_done;
     uint64_t rows_total;
-    double seconds;               /* since the run began */
-    const uint64_t *worker_rows;  /* rows finished by each worker; valid during the call */
+    double seconds;              /* since the run began */
+    const uint64_t *worker_rows; /* rows finished by each worker; valid during the call */
     size_t worker_count;
 } dpi_progress;
 
@@ -337,10 +338,10 @@ typedef struct dpi_description {
     size_t output_count;
     const dpi_worker_info *workers;
     size_t worker_count;
-    size_t batch;        /* most rows of one slice */
-    size_t fixed_batch;  /* rows that every engine call has (short ones are padded inside), 0 where free */
-    bool bit_identical;  /* all engines have one fingerprint */
-    double tolerance;    /* largest difference between the probes of the workers, relative to max |y| */
+    size_t batch;       /* most rows of one slice */
+    size_t fixed_batch; /* rows that every engine call has (short ones are padded inside), 0 where free */
+    bool bit_identical; /* all engines have one fingerprint */
+    double tolerance;   /* largest difference between the probes of the workers, relative to max |y| */
 } dpi_description;
 
 /* What the session is. Pointers stay valid until dpi_close. Any thread. */
@@ -356,12 +357,12 @@ typedef struct dpi_worker_stats {
 typedef struct dpi_stats_data {
     size_t struct_size;
     uint64_t batches, rows, failed_batches;
-    uint64_t copy_in_ns, copy_out_ns;       /* done by the caller's threads, for plain memory */
+    uint64_t copy_in_ns, copy_out_ns; /* done by the caller's threads, for plain memory */
     uint64_t copied_in_bytes, copied_out_bytes;
     uint64_t arena_input_bytes, arena_output_bytes; /* committed now */
-    uint64_t wake_ns;                       /* from the last slice's end to the waiter's return, summed */
-    dpi_worker_stats *workers;              /* caller's array, may be NULL */
-    size_t worker_count;                    /* its length in; workers of the session out */
+    uint64_t wake_ns;                               /* from the last slice's end to the waiter's return, summed */
+    dpi_worker_stats *workers;                      /* caller's array, may be NULL */
+    size_t worker_count;                            /* its length in; workers of the session out */
 } dpi_stats_data;
 
 /* Any thread, any time; does not disturb what runs. */

@@ -16,8 +16,8 @@ static dpi_status take_struct(void *ours, size_t our_size, const void *theirs, c
         return error_set(error, DPI_E_ARGUMENT, "%s.struct_size is %zu; set it to sizeof(%s)", what, size, what);
     for (size_t i = our_size; i < size; i++)
         if (((const unsigned char *)theirs)[i])
-            return error_set(error, DPI_E_ARGUMENT, "%s has options that this version of dpinfer (%s) does not know", what,
-                             dpi_version());
+            return error_set(error, DPI_E_ARGUMENT, "%s has options that this version of dpinfer (%s) does not know",
+                             what, dpi_version());
     memcpy(ours, theirs, size < our_size ? size : our_size);
     return DPI_OK;
 }

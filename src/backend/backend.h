@@ -21,20 +21,20 @@ typedef struct backend_engine backend_engine;
 
 /* Where an engine runs, as the worker was told. */
 typedef struct backend_device {
-    char kind[16];    /* "cpu", "cuda", "sim" */
-    char name[192];   /* as written: "cpu:0-3" */
-    int index;        /* number behind the colon where it is one, else 0 */
-    const int *cpus;  /* CPUs of a cpu device; the process is pinned to them already when `pinned` */
+    char kind[16];   /* "cpu", "cuda", "sim" */
+    char name[192];  /* as written: "cpu:0-3" */
+    int index;       /* number behind the colon where it is one, else 0 */
+    const int *cpus; /* CPUs of a cpu device; the process is pinned to them already when `pinned` */
     size_t cpu_count;
-    size_t threads;   /* compute threads to use, >= 1 */
+    size_t threads; /* compute threads to use, >= 1 */
     bool pinned;
-    bool in_caller;   /* thread isolation: the process is the user's: change nothing process-wide, keep it loaded */
-    size_t worker;    /* number of the worker in its session */
+    bool in_caller; /* thread isolation: the process is the user's: change nothing process-wide, keep it loaded */
+    size_t worker;  /* number of the worker in its session */
 } backend_device;
 
 typedef struct backend_model {
-    const char *path;   /* NULL for a model in memory */
-    const void *data;   /* the bytes when path is NULL; they outlive the engine */
+    const char *path; /* NULL for a model in memory */
+    const void *data; /* the bytes when path is NULL; they outlive the engine */
     size_t bytes;
     const char *format; /* "onnx", "xml", "sim", ...: the lower-case file suffix */
 } backend_model;
@@ -49,13 +49,13 @@ typedef struct backend_open_options {
     dpi_precision precision;         /* DPI_PRECISION_MODEL: what the graph says, never silently lower */
     const char *const *output_names; /* outputs wanted, in this order; NULL: all. An unknown name is DPI_E_MODEL. */
     size_t output_count;
-    size_t max_rows;                 /* most rows of one call (a hint for memory and profiles) */
-    const char *provider;            /* execution provider, NULL: the default */
+    size_t max_rows;      /* most rows of one call (a hint for memory and profiles) */
+    const char *provider; /* execution provider, NULL: the default */
     const dpi_key_value *provider_options;
     size_t provider_option_count;
-    const dpi_key_value *options;    /* --backend-option; an unknown key is DPI_E_ARGUMENT and names the known ones */
+    const dpi_key_value *options; /* --backend-option; an unknown key is DPI_E_ARGUMENT and names the known ones */
     size_t option_count;
-    int import_fd;                   /* >= 0: a file of export_engine to load instead of compiling; -1: compile */
+    int import_fd; /* >= 0: a file of export_engine to load instead of compiling; -1: compile */
     const logger *log;
     /* May be called from time to time while a long compile goes on (tells the supervisor that we live). NULL: don't. */
     void (*alive)(void *context);
@@ -82,14 +82,14 @@ typedef struct backend_timing {
 } backend_timing;
 
 typedef struct backend_library_info {
-    char path[512];    /* of the library in use, "" for none */
-    char version[64];  /* "1.32.0" */
+    char path[512];   /* of the library in use, "" for none */
+    char version[64]; /* "1.32.0" */
 } backend_library_info;
 
 typedef struct backend_device_info {
-    char name[192];       /* "cpu:all", "cuda:0" */
+    char name[192]; /* "cpu:all", "cuda:0" */
     char description[192];
-    char precisions[64];  /* "fp32 bf16" */
+    char precisions[64]; /* "fp32 bf16" */
     uint64_t memory_bytes;
 } backend_device_info;
 
@@ -104,8 +104,8 @@ typedef struct backend {
     const char *device_kinds; /* "cpu" */
     int depth;                /* calls in flight that pay: 1 on CPUs */
     backend_threading threading;
-    bool single_flight;       /* compiling is dear: one worker builds, the others of its kind wait for the cache */
-    bool deterministic_rows;  /* false: rows may change with the slice size even in the model's precision */
+    bool single_flight;      /* compiling is dear: one worker builds, the others of its kind wait for the cache */
+    bool deterministic_rows; /* false: rows may change with the slice size even in the model's precision */
 
     /* Finds and loads the library and checks its version. DPI_E_BACKEND says which file was looked for, where, and
      * what to install. `log` outlives the library. */

@@ -78,7 +78,8 @@ static dpi_status start_library(backend_library *library, void *handle, dpi_erro
     snprintf(library->version, sizeof library->version, "%s", base->get_version());
     const ort_function *table = base->get_api(ORT_API_WANTED);
     if (!table)
-        return error_set(error, DPI_E_BACKEND, "%s is ONNX Runtime %s; dpinfer needs 1.%d or newer: pip install -U onnxruntime",
+        return error_set(error, DPI_E_BACKEND,
+                         "%s is ONNX Runtime %s; dpinfer needs 1.%d or newer: pip install -U onnxruntime",
                          library->path, library->version, ORT_API_WANTED);
     fill_table(&library->api, table);
     const ort_api *api = &library->api;
@@ -171,10 +172,11 @@ static dpi_status set_affinity(const backend_library *library, ort_opaque *so, c
     for (size_t i = 1; i < device->threads; i++)
         text_add(&cpus, "%s%d", i > 1 ? ";" : "", device->cpus[i] + 1);
     dpi_status status =
-        cpus.failed ? error_set(error, DPI_E_SYSTEM, "out of memory")
-                    : take_status(library,
-                                  library->api.AddSessionConfigEntry(so, "session.intra_op_thread_affinities", cpus.data),
-                                  DPI_E_DEVICE, device->name, error);
+        cpus.failed
+            ? error_set(error, DPI_E_SYSTEM, "out of memory")
+            : take_status(library,
+                          library->api.AddSessionConfigEntry(so, "session.intra_op_thread_affinities", cpus.data),
+                          DPI_E_DEVICE, device->name, error);
     text_free(&cpus);
     return status;
 }
@@ -213,9 +215,9 @@ static dpi_status append_provider(const backend_library *library, ort_opaque *so
     if (!status && strncmp(options->provider, "CUDA", 4) == 0)
         status = append_cuda(library, so, keys, values, count, error);
     else if (!status)
-        status = take_status(library,
-                             library->api.SessionOptionsAppendExecutionProvider(so, options->provider, keys, values, count),
-                             DPI_E_DEVICE, options->provider, error);
+        status = take_status(
+            library, library->api.SessionOptionsAppendExecutionProvider(so, options->provider, keys, values, count),
+            DPI_E_DEVICE, options->provider, error);
     free(keys);
     free(values);
     if (status && error) {
@@ -238,7 +240,8 @@ static dpi_status set_options(const backend_library *library, ort_opaque *so, co
     dpi_status status = backend_check_options(options, "onnxruntime", ORT_OPTIONS, error);
     if (status)
         return status;
-    const char *level = backend_option(options, "graph_optimization"), *spin = backend_option(options, "allow_spinning");
+    const char *level = backend_option(options, "graph_optimization"),
+               *spin = backend_option(options, "allow_spinning");
     const char *pattern = backend_option(options, "mem_pattern"), *arena = backend_option(options, "arena");
     uint64_t number = 99;
     if (level && !text_to_u64(level, 0, 99, &number))
@@ -268,8 +271,7 @@ static dpi_dtype dtype_of(int type)
 {
     switch (type) {
 #define X(number, dtype)                                                                                               \
-    case number:                                                                                                       \
-        return dtype;
+    case number: return dtype;
         ORT_TYPES(X)
 #undef X
     }
@@ -280,12 +282,10 @@ static int type_of(dpi_dtype dtype)
 {
     switch (dtype) {
 #define X(number, name)                                                                                                \
-    case name:                                                                                                         \
-        return number;
+    case name: return number;
         ORT_TYPES(X)
 #undef X
-    case DPI_DTYPE_NONE:
-        break;
+    case DPI_DTYPE_NONE: break;
     }
     return 0;
 }
@@ -304,8 +304,10 @@ static dpi_status read_shape(const backend_library *library, const ort_opaque *t
         return status;
     p->dtype = dtype_of(type);
     if (p->dtype == DPI_DTYPE_NONE)
-        return error_set(error, DPI_E_MODEL, "the model's %s has an element type (%d) that dpinfer does not move, such "
-                                             "as strings", p->name, type);
+        return error_set(error, DPI_E_MODEL,
+                         "the model's %s has an element type (%d) that dpinfer does not move, such "
+                         "as strings",
+                         p->name, type);
     if (rank > DPI_MAX_RANK)
         return error_set(error, DPI_E_MODEL, "the model's %s has %zu axes; at most %d", p->name, rank, DPI_MAX_RANK);
     p->rank = (int)rank;
@@ -350,7 +352,8 @@ static dpi_status read_port(backend_engine *e, bool output, size_t index, port *
     if (!status)
         status = take_status(library, api->GetOnnxTypeFromTypeInfo(info, &kind), DPI_E_MODEL, p->name, error);
     if (!status && kind != ORT_TYPE_TENSOR)
-        status = error_set(error, DPI_E_MODEL, "the model's %s is no dense tensor (a sequence, map or the like)", p->name);
+        status =
+            error_set(error, DPI_E_MODEL, "the model's %s is no dense tensor (a sequence, map or the like)", p->name);
     if (!status)
         status = take_status(library, api->CastTypeInfoToTensorInfo(info, &tensor), DPI_E_MODEL, p->name, error);
     if (!status)

@@ -35,7 +35,7 @@ enum { ORT_TYPE_TENSOR = 1 }; /* ONNX_TYPE_TENSOR of ONNXType */
     X(CreateSessionFromArray, 8, ort_opaque *,                                                                         \
       (const ort_opaque *env, const void *data, size_t bytes, const ort_opaque *options, ort_opaque **session))        \
     X(Run, 9, ort_opaque *,                                                                                            \
-      (ort_opaque * session, const ort_opaque *run_options, const char *const *input_names,                           \
+      (ort_opaque * session, const ort_opaque *run_options, const char *const *input_names,                            \
        const ort_opaque *const *inputs, size_t input_count, const char *const *output_names, size_t output_count,      \
        ort_opaque **outputs))                                                                                          \
     X(CreateSessionOptions, 10, ort_opaque *, (ort_opaque * *options))                                                 \

@@ -67,7 +67,8 @@ static int learn_type(const backend_library *library, const char *type, const ch
         "<?xml version=\"1.0\"?><net name=\"t\" version=\"11\"><layers>"
         "<layer id=\"0\" name=\"x\" type=\"Parameter\" version=\"opset1\"><data shape=\"1\" element_type=\"%s\"/>"
         "<output><port id=\"0\" precision=\"%s\"><dim>1</dim></port></output></layer>"
-        "<layer id=\"1\" name=\"y\" type=\"Result\" version=\"opset1\"><input><port id=\"0\" precision=\"%s\"><dim>1</dim>"
+        "<layer id=\"1\" name=\"y\" type=\"Result\" version=\"opset1\"><input><port id=\"0\" "
+        "precision=\"%s\"><dim>1</dim>"
         "</port></input></layer></layers><edges><edge from-layer=\"0\" from-port=\"0\" to-layer=\"1\" to-port=\"0\"/>"
         "</edges></net>",
         type, precision, precision);
@@ -103,8 +104,9 @@ static dpi_status start_library(backend_library *library, void *handle, dpi_erro
         library->api.version_free(&version);
     }
     if (atoi(library->version) < 2025)
-        return error_set(error, DPI_E_BACKEND, "%s is OpenVINO %s; dpinfer needs 2025.0 or newer: pip install -U openvino",
-                         library->path, library->version);
+        return error_set(error, DPI_E_BACKEND,
+                         "%s is OpenVINO %s; dpinfer needs 2025.0 or newer: pip install -U openvino", library->path,
+                         library->version);
     dpi_status status = check(library, library->api.core_create(&library->core), DPI_E_BACKEND, library->path, error);
     for (int d = 1; !status && d < OV_DTYPES; d++)
         library->types[d] = learn_type(library, ir_types[d].type, ir_types[d].precision);
@@ -191,7 +193,8 @@ static dpi_status set_property(const backend_library *library, const char *key, 
 {
     char what[128];
     snprintf(what, sizeof what, "the property %.60s=%.40s", key, value);
-    return check(library, library->api.core_set_property(library->core, "CPU", key, value), DPI_E_ARGUMENT, what, error);
+    return check(library, library->api.core_set_property(library->core, "CPU", key, value), DPI_E_ARGUMENT, what,
+                 error);
 }
 
 static dpi_status choose_precision(const backend_library *library, const backend_open_options *options,
@@ -236,7 +239,8 @@ static dpi_status set_properties(const backend_library *library, const backend_o
         status = is_property(o->key) ? set_property(library, o->key, o->value, error)
                                      : error_set(error, DPI_E_ARGUMENT,
                                                  "the backend openvino has no option \"%s\"; it passes OpenVINO's own "
-                                                 "properties on, which are in upper case", o->key);
+                                                 "properties on, which are in upper case",
+                                                 o->key);
     }
     return status;
 }
@@ -367,9 +371,9 @@ static dpi_status compile(backend_engine *e, const backend_model *model, dpi_err
     const ov_api *api = &e->library->api;
     const char *name = model->path ? model->path : "the model in memory";
     ov_opaque *read = NULL;
-    int result = model->path ? api->core_read_model(e->library->core, model->path, NULL, &read)
-                             : api->core_read_model_from_memory_buffer(e->library->core, model->data, model->bytes, NULL,
-                                                                       &read);
+    int result =
+        model->path ? api->core_read_model(e->library->core, model->path, NULL, &read)
+                    : api->core_read_model_from_memory_buffer(e->library->core, model->data, model->bytes, NULL, &read);
     dpi_status status = check(e->library, result, DPI_E_MODEL, name, error);
     if (!status)
         status = check(e->library, api->core_compile_model(e->library->core, read, "CPU", 0, &e->compiled), DPI_E_MODEL,
@@ -385,9 +389,11 @@ static dpi_status refuse_float64(const backend_engine *e, const backend_open_opt
     for (size_t i = 0; options->precision == DPI_PRECISION_MODEL && i < e->sig.input_count + e->sig.output_count; i++) {
         const port *p = i < e->sig.input_count ? &e->sig.inputs[i] : &e->sig.outputs[i - e->sig.input_count];
         if (p->dtype == DPI_F64)
-            return error_set(error, DPI_E_DEVICE,
-                             "%s: OpenVINO computes float64 (the model's %s) in float32; use the backend onnxruntime, or "
-                             "accept it with --precision fp32", options->device->name, p->name);
+            return error_set(
+                error, DPI_E_DEVICE,
+                "%s: OpenVINO computes float64 (the model's %s) in float32; use the backend onnxruntime, or "
+                "accept it with --precision fp32",
+                options->device->name, p->name);
     }
     return DPI_OK;
 }
@@ -403,7 +409,8 @@ static dpi_status ov_open(backend_library *library, const backend_open_options *
     e->library = library;
     dpi_status status = set_properties(library, options, error);
     if (!status)
-        status = options->import_fd >= 0 ? import_engine(e, options->import_fd, error) : compile(e, options->model, error);
+        status =
+            options->import_fd >= 0 ? import_engine(e, options->import_fd, error) : compile(e, options->model, error);
     if (!status)
         status = read_inputs(e, error);
     if (!status)
@@ -411,8 +418,8 @@ static dpi_status ov_open(backend_library *library, const backend_open_options *
     if (!status)
         status = refuse_float64(e, options, error);
     if (!status)
-        status = check(library, library->api.compiled_model_create_infer_request(e->compiled, &e->request), DPI_E_ENGINE,
-                       options->device->name, error);
+        status = check(library, library->api.compiled_model_create_infer_request(e->compiled, &e->request),
+                       DPI_E_ENGINE, options->device->name, error);
     if (status) {
         ov_close(e);
         return status;
@@ -447,8 +454,8 @@ static dpi_status set_inputs(backend_engine *e, const backend_array *inputs, dpi
         ov_opaque *tensor = NULL;
         status = make_tensor(e, &e->sig.inputs[i], &inputs[i], &tensor, error);
         if (!status)
-            status = check(e->library, api->infer_request_set_input_tensor_by_index(e->request, i, tensor), DPI_E_ENGINE,
-                           e->sig.inputs[i].name, error);
+            status = check(e->library, api->infer_request_set_input_tensor_by_index(e->request, i, tensor),
+                           DPI_E_ENGINE, e->sig.inputs[i].name, error);
         if (tensor)
             api->tensor_free(tensor); /* the request keeps its own hold of it */
     }
@@ -463,9 +470,9 @@ static dpi_status collect(backend_engine *e, size_t o, const backend_array *a, d
     ov_opaque *tensor = NULL;
     void *data = NULL;
     size_t bytes = 0, expected = 0;
-    dpi_status status = check(e->library,
-                              api->infer_request_get_output_tensor_by_index(e->request, e->output_index[o], &tensor),
-                              DPI_E_ENGINE, p->name, error);
+    dpi_status status =
+        check(e->library, api->infer_request_get_output_tensor_by_index(e->request, e->output_index[o], &tensor),
+              DPI_E_ENGINE, p->name, error);
     if (status)
         return status;
     if (api->tensor_data(tensor, &data) != 0 || api->tensor_get_byte_size(tensor, &bytes) != 0 ||
@@ -495,9 +502,9 @@ static dpi_status ov_run(backend_engine *e, const backend_call *call, backend_ti
         ov_opaque *tensor = NULL;
         status = make_tensor(e, &e->sig.outputs[o], &call->outputs[o], &tensor, error);
         if (!status)
-            status = check(e->library,
-                           api->infer_request_set_output_tensor_by_index(e->request, e->output_index[o], tensor),
-                           DPI_E_ENGINE, e->sig.outputs[o].name, error);
+            status =
+                check(e->library, api->infer_request_set_output_tensor_by_index(e->request, e->output_index[o], tensor),
+                      DPI_E_ENGINE, e->sig.outputs[o].name, error);
         if (tensor)
             api->tensor_free(tensor);
     }
@@ -525,10 +532,12 @@ static dpi_status try_run(void *engine, const backend_array *inputs, backend_arr
     for (size_t o = 0; o < e->sig.output_count && !status; o++) {
         ov_opaque *tensor = NULL;
         ov_shape shape = {0};
-        status = check(e->library, api->infer_request_get_output_tensor_by_index(e->request, e->output_index[o], &tensor),
-                       DPI_E_MODEL, e->sig.outputs[o].name, error);
+        status =
+            check(e->library, api->infer_request_get_output_tensor_by_index(e->request, e->output_index[o], &tensor),
+                  DPI_E_MODEL, e->sig.outputs[o].name, error);
         if (!status)
-            status = check(e->library, api->tensor_get_shape(tensor, &shape), DPI_E_MODEL, e->sig.outputs[o].name, error);
+            status =
+                check(e->library, api->tensor_get_shape(tensor, &shape), DPI_E_MODEL, e->sig.outputs[o].name, error);
         if (!status) {
             outputs[o].rank = shape.rank <= DPI_MAX_RANK ? (int)shape.rank : -1;
             for (int k = 0; k < outputs[o].rank; k++)

@@ -57,10 +57,8 @@ typedef struct ov_version {
     X(compiled_model_create_infer_request, int, (const ov_opaque *compiled, ov_opaque **request))                      \
     X(compiled_model_export_model, int, (const ov_opaque *compiled, const char *path))                                 \
     X(compiled_model_free, void, (ov_opaque * compiled))                                                               \
-    X(infer_request_set_input_tensor_by_index, int,                                                                    \
-      (ov_opaque * request, size_t index, const ov_opaque *tensor))                                                    \
-    X(infer_request_set_output_tensor_by_index, int,                                                                   \
-      (ov_opaque * request, size_t index, const ov_opaque *tensor))                                                    \
+    X(infer_request_set_input_tensor_by_index, int, (ov_opaque * request, size_t index, const ov_opaque *tensor))      \
+    X(infer_request_set_output_tensor_by_index, int, (ov_opaque * request, size_t index, const ov_opaque *tensor))     \
     X(infer_request_get_output_tensor_by_index, int, (const ov_opaque *request, size_t index, ov_opaque **tensor))     \
     X(infer_request_infer, int, (ov_opaque * request))                                                                 \
     X(infer_request_free, void, (ov_opaque * request))                                                                 \

@@ -51,9 +51,10 @@ static dpi_status one_trial(const signature *sig, shapes_try_fn try_run, void *e
 
 static dpi_status data_dependent(const signature *sig, size_t output, dpi_error *error)
 {
-    return error_set(error, DPI_E_MODEL,
-                     "the model cannot be split by rows: the size of its output %s depends on data (or the model mixes rows)",
-                     sig->outputs[output].name);
+    return error_set(
+        error, DPI_E_MODEL,
+        "the model cannot be split by rows: the size of its output %s depends on data (or the model mixes rows)",
+        sig->outputs[output].name);
 }
 
 /* Compares the trials' shapes: axis 0 may follow the rows, everything else must stay. */
@@ -118,7 +119,8 @@ dpi_status shapes_measure(shapes *s, const signature *sig, shapes_try_fn try_run
     bool free_rows = rows_are_free(sig, inputs);
     dpi_status status = DPI_OK;
     for (size_t t = 0; t < TRIALS && !status; t++)
-        status = one_trial(sig, try_run, engine, inputs, free_rows ? trials[t].rows : 0, trials[t].seed, found[t], error);
+        status =
+            one_trial(sig, try_run, engine, inputs, free_rows ? trials[t].rows : 0, trials[t].seed, found[t], error);
     shapes_memo *m = &s->memos[s->next % SHAPES_MEMOS];
     m->used = false;
     if (!status)

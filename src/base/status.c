@@ -10,8 +10,7 @@ const char *dpi_status_name(dpi_status status)
 {
     switch (status) {
 #define X(name, number, blame, text)                                                                                   \
-    case name:                                                                                                         \
-        return #name;
+    case name: return #name;
         DPI_STATUS_LIST(X)
 #undef X
     }
@@ -22,8 +21,7 @@ int dpi_status_exit_code(dpi_status status)
 {
     switch (status) {
 #define X(name, number, blame, text)                                                                                   \
-    case name:                                                                                                         \
-        return (blame) == 'u' ? 2 : (name) == DPI_OK ? 0 : 1;
+    case name: return (blame) == 'u' ? 2 : (name) == DPI_OK ? 0 : 1;
         DPI_STATUS_LIST(X)
 #undef X
     }
@@ -36,12 +34,10 @@ size_t dpi_dtype_size(dpi_dtype dtype)
 {
     switch (dtype) {
 #define X(name, number, bytes, text)                                                                                   \
-    case name:                                                                                                         \
-        return bytes;
+    case name: return bytes;
         DPI_DTYPE_LIST(X)
 #undef X
-    case DPI_DTYPE_NONE:
-        break;
+    case DPI_DTYPE_NONE: break;
     }
     return 0;
 }
@@ -50,12 +46,10 @@ const char *dpi_dtype_name(dpi_dtype dtype)
 {
     switch (dtype) {
 #define X(name, number, bytes, text)                                                                                   \
-    case name:                                                                                                         \
-        return text;
+    case name: return text;
         DPI_DTYPE_LIST(X)
 #undef X
-    case DPI_DTYPE_NONE:
-        break;
+    case DPI_DTYPE_NONE: break;
     }
     return "?";
 }

@@ -38,8 +38,8 @@ const char *shape_text(const int64_t *shape, int rank, char buffer[SHAPE_TEXT_SI
         if (shape[i] < 0)
             used += (size_t)snprintf(buffer + used, SHAPE_TEXT_SIZE - used, "%s%s", i ? "," : "", i ? "?" : "N");
         else
-            used += (size_t)snprintf(buffer + used, SHAPE_TEXT_SIZE - used, "%s%lld", i ? "," : "",
-                                     (long long)shape[i]);
+            used +=
+                (size_t)snprintf(buffer + used, SHAPE_TEXT_SIZE - used, "%s%lld", i ? "," : "", (long long)shape[i]);
     }
     snprintf(buffer + used, SHAPE_TEXT_SIZE - used, "]");
     return buffer;
@@ -108,8 +108,8 @@ static float half_to_float(uint16_t half)
     uint32_t sign = (uint32_t)(half & 0x8000u) << 16, exponent = half >> 10 & 31u, fraction = half & 0x3ffu;
     if (exponent == 0) /* zero or subnormal: fraction * 2^-24 is exact */
         return (sign ? -1.0f : 1.0f) * (float)fraction * 0x1p-24f;
-    uint32_t bits = exponent == 31 ? sign | 0x7f800000u | fraction << 13
-                                   : sign | (exponent + 112) << 23 | fraction << 13;
+    uint32_t bits =
+        exponent == 31 ? sign | 0x7f800000u | fraction << 13 : sign | (exponent + 112) << 23 | fraction << 13;
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
@@ -172,8 +172,7 @@ double dtype_get(dpi_dtype dtype, const void *data, size_t index)
     }
         INTEGER_TYPES(X)
 #undef X
-    case DPI_BOOL:
-        return *at ? 1 : 0;
+    case DPI_BOOL: return *at ? 1 : 0;
     case DPI_F16:
     case DPI_BF16: {
         uint16_t bits;
@@ -190,8 +189,7 @@ double dtype_get(dpi_dtype dtype, const void *data, size_t index)
         memcpy(&value, at, sizeof value);
         return value;
     }
-    case DPI_DTYPE_NONE:
-        break;
+    case DPI_DTYPE_NONE: break;
     }
     return 0;
 }
@@ -203,8 +201,9 @@ void dtype_set(dpi_dtype dtype, void *data, size_t index, double value)
     switch (dtype) {
 #define X(name, type, low, high)                                                                                       \
     case name: {                                                                                                       \
-        type stored = !(rounded > (double)(low)) ? (type)(low) : rounded >= (double)(high) ? (type)(high)              \
-                                                                                           : (type)rounded;            \
+        type stored = !(rounded > (double)(low))  ? (type)(low)                                                        \
+                      : rounded >= (double)(high) ? (type)(high)                                                       \
+                                                  : (type)rounded;                                                     \
         if (value != value)                                                                                            \
             stored = 0;                                                                                                \
         memcpy(at, &stored, sizeof stored);                                                                            \
@@ -212,9 +211,7 @@ void dtype_set(dpi_dtype dtype, void *data, size_t index, double value)
     }
         INTEGER_TYPES(X)
 #undef X
-    case DPI_BOOL:
-        *at = value != 0;
-        return;
+    case DPI_BOOL: *at = value != 0; return;
     case DPI_F16:
     case DPI_BF16: {
         uint16_t bits = dtype == DPI_F16 ? float_to_half((float)value) : float_to_bfloat((float)value);
@@ -226,11 +223,8 @@ void dtype_set(dpi_dtype dtype, void *data, size_t index, double value)
         memcpy(at, &stored, sizeof stored);
         return;
     }
-    case DPI_F64:
-        memcpy(at, &value, sizeof value);
-        return;
-    case DPI_DTYPE_NONE:
-        return;
+    case DPI_F64: memcpy(at, &value, sizeof value); return;
+    case DPI_DTYPE_NONE: return;
     }
 }
 

@@ -6,7 +6,7 @@
 #include <stdbool.h>
 
 #define PORT_NAME_SIZE 256
-#define PORT_MAX 64 /* inputs, and outputs, of one model at most */
+#define PORT_MAX       64 /* inputs, and outputs, of one model at most */
 
 /* One input or output of a model. shape[0] is the row axis (-1: free, > 0: fixed by the model); other axes are > 0,
  * or -1 where the data decides. rank is at least 1 for everything that is split by rows. */

@@ -34,9 +34,9 @@ typedef struct cli_options {
 
 /* Which flags a subcommand takes beside those of every model command. */
 typedef enum cli_flags {
-    CLI_MODEL = 1,    /* a MODEL and how to open it */
-    CLI_RUN = 2,      /* sources and sinks */
-    CLI_BENCH = 4,    /* sweeps */
+    CLI_MODEL = 1, /* a MODEL and how to open it */
+    CLI_RUN = 2,   /* sources and sinks */
+    CLI_BENCH = 4, /* sweeps */
 } cli_flags;
 
 /* Parses argv (argv[0] is the subcommand). DPI_E_ARGUMENT for what is wrong. --help prints `help` and exits. */

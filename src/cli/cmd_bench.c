@@ -15,7 +15,8 @@
 static const char help[] =
     "dpinfer bench MODEL [--devices LIST] [--batch 8,16,32] [--rows N] [--json FILE]\n"
     "\n"
-    "Measures what the devices do with a model: one device, a batch split over all (several in flight, and one blocking\n"
+    "Measures what the devices do with a model: one device, a batch split over all (several in flight, and one "
+    "blocking\n"
     "call after another), a data set sharded over all; and the engine alone, without dpinfer, on all devices at once.\n"
     "\n"
     "    dpinfer bench resnet50.onnx --batch 8,16,32\n"
@@ -30,7 +31,7 @@ static const char help[] =
     "Takes all flags of `dpinfer run` on where and how. Efficiency is rows/s over the engine alone on all devices,\n"
     "measured in the same turn. The lines under the table say where the devices' time went.\n";
 
-#define IN_FLIGHT 4
+#define IN_FLIGHT   4
 #define MAX_REPEATS 1000
 
 enum mode { SINGLE, SPLIT, SPLIT_BLOCKING, SHARD, MODES };
@@ -41,7 +42,7 @@ typedef struct result {
     enum mode mode;
     size_t batch, devices, repeats;
     double rates[MAX_REPEATS], ratios[MAX_REPEATS]; /* rows/s; over the engine alone of the same turn */
-    double *latencies_ms;                            /* of all batches; empty for shard */
+    double *latencies_ms;                           /* of all batches; empty for shard */
     size_t latency_count, latency_capacity;
     double loss_s[6], device_s; /* summed over repeats and devices */
     double seconds[MAX_REPEATS];
@@ -118,8 +119,8 @@ static dpi_status fill(dpi_session *s, const dpi_tensor *port_of, size_t rows, b
     t->shape[0] = (int64_t)rows;
     for (int k = 1; k < t->rank; k++)
         if (t->shape[k] < 0)
-            return error_set(error, DPI_E_MODEL, "bench needs fixed axes, and %s has a free one; give data with dpinfer run",
-                             t->name);
+            return error_set(error, DPI_E_MODEL,
+                             "bench needs fixed axes, and %s has a free one; give data with dpinfer run", t->name);
     size_t bytes = 0, elements = 0;
     shape_bytes(t->dtype, t->shape, t->rank, &bytes);
     shape_elements(t->shape, 1, t->rank, &elements);
@@ -280,11 +281,12 @@ static dpi_status measure(bench *b, result *r, size_t turn, dpi_error *error)
     dpi_session *s = r->mode == SINGLE ? b->one : b->all;
     double before[6], after[6], seconds = 0;
     take_losses(s, before);
-    dpi_status status = r->mode == SINGLE ? run_blocking(b, b->one, b->one_inputs, b->one_outputs, b->batch, r, &seconds, error)
-                        : r->mode == SPLIT ? run_pipelined(b, r, &seconds, error)
-                        : r->mode == SHARD ? run_sharded(b, &seconds, error)
-                                           : run_blocking(b, b->all, b->inputs, b->outputs[0], b->batch * b->devices, r,
-                                                          &seconds, error);
+    dpi_status status =
+        r->mode == SINGLE  ? run_blocking(b, b->one, b->one_inputs, b->one_outputs, b->batch, r, &seconds, error)
+        : r->mode == SPLIT ? run_pipelined(b, r, &seconds, error)
+        : r->mode == SHARD
+            ? run_sharded(b, &seconds, error)
+            : run_blocking(b, b->all, b->inputs, b->outputs[0], b->batch * b->devices, r, &seconds, error);
     if (status)
         return status;
     take_losses(s, after);
@@ -413,13 +415,13 @@ static json_t *result_json(const result *r, double base_rate)
     json_t *loss = json_object();
     for (int i = 0; i < 6; i++)
         json_object_set_new(loss, loss_names[i], json_real(r->device_s > 0 ? r->loss_s[i] / r->device_s : 0));
-    return json_pack("{s:s, s:I, s:I, s:f, s:f, s:f, s:f, s:[ff], s:f, s:f, s:f, s:I, s:o}", "mode", mode_names[r->mode],
-                     "devices", (json_int_t)r->devices, "batch_per_device", (json_int_t)r->batch, "seconds",
-                     quantile(r->seconds, r->repeats, 0.5), "rows_per_s", rate, "speedup",
-                     base_rate > 0 ? rate / base_rate : 0.0, "efficiency", quantile(r->ratios, r->repeats, 0.5),
-                     "efficiency_interval", low, high, "p50_ms", quantile(r->latencies_ms, r->latency_count, 0.5),
-                     "p90_ms", quantile(r->latencies_ms, r->latency_count, 0.9), "p99_ms",
-                     quantile(r->latencies_ms, r->latency_count, 0.99), "repeats", (json_int_t)r->repeats, "loss", loss);
+    return json_pack(
+        "{s:s, s:I, s:I, s:f, s:f, s:f, s:f, s:[ff], s:f, s:f, s:f, s:I, s:o}", "mode", mode_names[r->mode], "devices",
+        (json_int_t)r->devices, "batch_per_device", (json_int_t)r->batch, "seconds",
+        quantile(r->seconds, r->repeats, 0.5), "rows_per_s", rate, "speedup", base_rate > 0 ? rate / base_rate : 0.0,
+        "efficiency", quantile(r->ratios, r->repeats, 0.5), "efficiency_interval", low, high, "p50_ms",
+        quantile(r->latencies_ms, r->latency_count, 0.5), "p90_ms", quantile(r->latencies_ms, r->latency_count, 0.9),
+        "p99_ms", quantile(r->latencies_ms, r->latency_count, 0.99), "repeats", (json_int_t)r->repeats, "loss", loss);
 }
 
 static json_t *machine_json(void)
@@ -427,8 +429,8 @@ static json_t *machine_json(void)
     topology t;
     if (topology_read(&t, NULL))
         return json_object();
-    json_t *json = json_pack("{s:s, s:I, s:i, s:f, s:I}", "processor", t.model, "cpus", (json_int_t)t.cpu_count, "cores",
-                             t.core_count, "quota_cpus", t.quota, "memory_bytes", (json_int_t)t.memory_bytes);
+    json_t *json = json_pack("{s:s, s:I, s:i, s:f, s:I}", "processor", t.model, "cpus", (json_int_t)t.cpu_count,
+                             "cores", t.core_count, "quota_cpus", t.quota, "memory_bytes", (json_int_t)t.memory_bytes);
     topology_free(&t);
     return json;
 }
@@ -440,13 +442,14 @@ static dpi_status choose_modes(const cli_options *o, enum mode modes[MODES], siz
     for (int m = 0; m < MODES; m++) {
         bool wanted = !o->modes;
         for (const char *at = o->modes; at && *at; at += strcspn(at, ","), at += *at == ',')
-            wanted |= strcspn(at, ",") == strlen(mode_names[m]) && strncmp(at, mode_names[m], strlen(mode_names[m])) == 0;
+            wanted |=
+                strcspn(at, ",") == strlen(mode_names[m]) && strncmp(at, mode_names[m], strlen(mode_names[m])) == 0;
         if (wanted)
             modes[(*count)++] = (enum mode)m;
     }
     return *count ? DPI_OK
-                  : error_set(error, DPI_E_ARGUMENT, "--mode takes a list of single, split, split-blocking and shard, not \"%s\"",
-                              o->modes);
+                  : error_set(error, DPI_E_ARGUMENT,
+                              "--mode takes a list of single, split, split-blocking and shard, not \"%s\"", o->modes);
 }
 
 typedef struct report {
@@ -470,8 +473,8 @@ static dpi_status show_json(const cli_options *o, report *all, json_t *backend, 
     json_t *rows = json_array();
     for (size_t i = 0; i < all->count; i++)
         json_array_append_new(rows, result_json(&all->results[i], all->base_rate));
-    json_t *json = json_pack("{s:o, s:s, s:o, s:O, s:o}", "machine", machine_json(), "model", o->model, "backend", backend,
-                             "engine_alone", all->alone, "rows", rows);
+    json_t *json = json_pack("{s:o, s:s, s:o, s:O, s:o}", "machine", machine_json(), "model", o->model, "backend",
+                             backend, "engine_alone", all->alone, "rows", rows);
     if (!o->json_path) {
         cli_print_json(json);
         return DPI_OK;

@@ -29,9 +29,10 @@ static const char compile_help[] =
     "\n"
     "Takes all flags of `dpinfer run` on where and how; they must be the same later for the cache to be hit.\n";
 
-static const char devices_help[] = "dpinfer devices [--json]\n"
-                                   "\n"
-                                   "Lists the cores that this process may use, and each backend with its library and devices.\n";
+static const char devices_help[] =
+    "dpinfer devices [--json]\n"
+    "\n"
+    "Lists the cores that this process may use, and each backend with its library and devices.\n";
 
 static const char cache_help[] = "dpinfer cache list|clear [--cache-dir DIR] [--json]\n"
                                  "\n"
@@ -51,13 +52,16 @@ static void print_session(const dpi_description *d, bool compiled)
 {
     print_ports("input ", d->inputs, d->input_count);
     print_ports("output", d->outputs, d->output_count);
-    printf("rows  : %s\n", d->fixed_batch ? "independent, computed in calls of a fixed size" : "independent, any number per call");
+    printf("rows  : %s\n",
+           d->fixed_batch ? "independent, computed in calls of a fixed size" : "independent, any number per call");
     if (d->fixed_batch)
         printf("call  : %zu rows, short ones are padded inside\n", d->fixed_batch);
     for (size_t w = 0; w < d->worker_count; w++) {
         const dpi_worker_info *k = &d->workers[w];
         printf("device %s: %s %s, ready in %.2f s%s\n", k->device, k->backend, k->version, k->open_seconds,
-               k->from_cache ? ", from the cache" : compiled ? ", compiled" : "");
+               k->from_cache ? ", from the cache"
+               : compiled    ? ", compiled"
+                             : "");
     }
     if (!d->bit_identical)
         printf("The devices run different engines: results may differ by %.2g of the largest.\n", d->tolerance);
@@ -82,7 +86,8 @@ static int open_and_show(int argc, char **argv, const char *text, bool compiled)
         print_session(&d, compiled);
         const backend *b = backend_find(d.workers[0].backend);
         if (compiled && b && !b->export_engine)
-            printf("%s has nothing to keep in the cache on this device: its engines are built at each start\n", b->name);
+            printf("%s has nothing to keep in the cache on this device: its engines are built at each start\n",
+                   b->name);
     }
     int code = status ? cli_fail(&error) : 0;
     dpi_close(s);
@@ -129,9 +134,9 @@ static json_t *machine_json(const topology *t, const device_list *autos)
     json_t *devices = json_array();
     for (size_t i = 0; i < autos->count; i++)
         json_array_append_new(devices, json_string(autos->items[i].name));
-    return json_pack("{s:s, s:I, s:i, s:i, s:f, s:I, s:o, s:s}", "processor", t->model, "cpus", (json_int_t)t->cpu_count,
-                     "cores", t->core_count, "numa_nodes", t->numa_count, "quota_cpus", t->quota, "memory_bytes",
-                     (json_int_t)t->memory_bytes, "auto", devices, "auto_how", autos->how);
+    return json_pack("{s:s, s:I, s:i, s:i, s:f, s:I, s:o, s:s}", "processor", t->model, "cpus",
+                     (json_int_t)t->cpu_count, "cores", t->core_count, "numa_nodes", t->numa_count, "quota_cpus",
+                     t->quota, "memory_bytes", (json_int_t)t->memory_bytes, "auto", devices, "auto_how", autos->how);
 }
 
 static void print_devices(const json_t *json)
@@ -155,10 +160,11 @@ static void print_devices(const json_t *json)
             printf("not available: %s\n", reason);
             continue;
         }
-        printf("%s %s\n", json_string_value(json_object_get(b, "version")), json_string_value(json_object_get(b, "library")));
-        json_array_foreach(json_object_get(b, "devices"), k, d)
-            printf("    %s  %s  (%s)\n", json_string_value(json_object_get(d, "device")),
-                   json_string_value(json_object_get(d, "description")), json_string_value(json_object_get(d, "precisions")));
+        printf("%s %s\n", json_string_value(json_object_get(b, "version")),
+               json_string_value(json_object_get(b, "library")));
+        json_array_foreach(json_object_get(b, "devices"), k, d) printf(
+            "    %s  %s  (%s)\n", json_string_value(json_object_get(d, "device")),
+            json_string_value(json_object_get(d, "description")), json_string_value(json_object_get(d, "precisions")));
     }
 }
 

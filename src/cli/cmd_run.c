@@ -23,7 +23,8 @@ static const char help[] =
     "    --accuracy LABELS.npy     share of rows whose best class is the label\n"
     "    --no-overwrite            refuse when an output exists\n"
     "Where and how\n"
-    "    --devices LIST            auto (default), cpu:0, cpu:0-3,8, cpu:all, cpu:numa0, sim:0; KIND:WHAT*2 is two workers\n"
+    "    --devices LIST            auto (default), cpu:0, cpu:0-3,8, cpu:all, cpu:numa0, sim:0; KIND:WHAT*2 is two "
+    "workers\n"
     "    --batch N                 rows per device and engine call (64)\n"
     "    --precision P             model (default), fp32, fp16, bf16\n"
     "    --backend B               openvino, onnxruntime, sim; --library FILE names its library\n"
@@ -42,8 +43,8 @@ static void print_summary(const cli_options *o, const dpi_description *d, const 
     char rows[32];
     if (o->quiet)
         return;
-    printf("%s rows in %.2f s, %.0f rows/s, on %zu device%s (%s %s)\n", cli_grouped(result->rows, rows), result->seconds,
-           result->seconds > 0 ? (double)result->rows / result->seconds : 0, d->worker_count,
+    printf("%s rows in %.2f s, %.0f rows/s, on %zu device%s (%s %s)\n", cli_grouped(result->rows, rows),
+           result->seconds, result->seconds > 0 ? (double)result->rows / result->seconds : 0, d->worker_count,
            d->worker_count == 1 ? "" : "s", d->workers[0].backend, d->workers[0].version);
     if (!d->bit_identical)
         printf("The devices run different engines: results may differ by %.2g of the largest.\n", d->tolerance);
@@ -77,8 +78,8 @@ static dpi_status dry_run(const cli_options *o, dpi_session *s, const dpi_descri
         printf("output %s: %s\n", d->outputs[i].name, text);
     }
     for (size_t w = 0; w < d->worker_count; w++)
-        printf("device %s: %s %s, ready in %.2f s\n", d->workers[w].device, d->workers[w].backend, d->workers[w].version,
-               d->workers[w].open_seconds);
+        printf("device %s: %s %s, ready in %.2f s\n", d->workers[w].device, d->workers[w].backend,
+               d->workers[w].version, d->workers[w].open_seconds);
     (void)s;
     return DPI_OK;
 }
@@ -101,10 +102,10 @@ static dpi_status report(const cli_options *o, const dpi_description *d, const d
     }
     if (!o->json)
         return DPI_OK;
-    json_t *json = json_pack("{s:s, s:I, s:f, s:f, s:o}", "model", o->model, "rows", (json_int_t)result->rows, "seconds",
-                             result->seconds, "rows_per_s",
-                             result->seconds > 0 ? (double)result->rows / result->seconds : 0.0, "session",
-                             cli_describe_json(d));
+    json_t *json =
+        json_pack("{s:s, s:I, s:f, s:f, s:o}", "model", o->model, "rows", (json_int_t)result->rows, "seconds",
+                  result->seconds, "rows_per_s", result->seconds > 0 ? (double)result->rows / result->seconds : 0.0,
+                  "session", cli_describe_json(d));
     if (o->accuracy)
         json_object_set_new(json, "accuracy", json_real(share));
     if (!o->json_path) {

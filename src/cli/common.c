@@ -124,10 +124,10 @@ json_t *cli_describe_json(const dpi_description *d)
         json_array_append_new(outputs, cli_tensor_json(&d->outputs[i]));
     for (size_t w = 0; w < d->worker_count; w++) {
         const dpi_worker_info *k = &d->workers[w];
-        json_array_append_new(workers, json_pack("{s:s, s:s, s:s, s:s, s:s, s:f, s:b}", "device", k->device, "backend",
-                                                 k->backend, "library", k->library, "version", k->version, "fingerprint",
-                                                 k->fingerprint, "open_seconds", k->open_seconds, "from_cache",
-                                                 k->from_cache));
+        json_array_append_new(workers,
+                              json_pack("{s:s, s:s, s:s, s:s, s:s, s:f, s:b}", "device", k->device, "backend",
+                                        k->backend, "library", k->library, "version", k->version, "fingerprint",
+                                        k->fingerprint, "open_seconds", k->open_seconds, "from_cache", k->from_cache));
     }
     return json_pack("{s:o, s:o, s:o, s:I, s:I, s:b, s:f}", "inputs", inputs, "outputs", outputs, "workers", workers,
                      "batch", (json_int_t)d->batch, "fixed_batch", (json_int_t)d->fixed_batch, "bit_identical",
@@ -182,7 +182,8 @@ static dpi_status count_csv(const char *output, const npy_header *lh, const void
             continue;
         *comma = *second = 0;
         if (!text_to_u64(line, 0, UINT64_MAX, &row) || !text_to_u64(comma + 1, 0, UINT32_MAX, &class))
-            status = error_set(error, DPI_E_ARGUMENT, "--accuracy needs class numbers in %s: leave --labels out", output);
+            status =
+                error_set(error, DPI_E_ARGUMENT, "--accuracy needs class numbers in %s: leave --labels out", output);
         else if (row < (uint64_t)lh->shape[0])
             *right += dtype_get(lh->dtype, labels, row) == (double)class;
         ++*rows;

@@ -40,7 +40,7 @@ static dpi_status spawn_one(const cli_options *o, const dpi_worker_info *worker,
         return error_set_errno(error, DPI_E_SYSTEM, errno, "cannot start the bare engine");
     }
     snprintf(rows, sizeof rows, "%zu", batch);
-    const char *argv[16 + 2 * CLI_MAX_LIST] = {"dpinfer", "__engine", o->model,   "--devices", worker->device,
+    const char *argv[16 + 2 * CLI_MAX_LIST] = {"dpinfer", "__engine", o->model,    "--devices",    worker->device,
                                                "--batch", rows,       "--backend", worker->backend};
     size_t argc = 9;
     static const char *const precisions[] = {"model", "fp32", "tf32", "fp16", "bf16"};

@@ -9,28 +9,83 @@
 #define BROADCAST_MAX_BYTES (1ull << 32)
 
 enum {
-    OPT_DEVICES = 256, OPT_BACKEND, OPT_LIBRARY, OPT_PRECISION, OPT_BATCH, OPT_SPLIT, OPT_TOTAL, OPT_BROADCAST,
-    OPT_TRUST, OPT_DETERMINISTIC, OPT_ISOLATION, OPT_WAIT, OPT_QUEUE, OPT_ARENA, OPT_PROVIDER, OPT_PROVIDER_OPTION,
-    OPT_BACKEND_OPTION, OPT_WORKER, OPT_CACHE_DIR, OPT_NO_CACHE, OPT_COMPILE_TIMEOUT, OPT_SLICE_TIMEOUT, OPT_INPUT,
-    OPT_OUTPUT, OPT_ROWS, OPT_TOP, OPT_LABELS, OPT_ACCURACY, OPT_NO_OVERWRITE, OPT_DRY_RUN, OPT_JSON, OPT_MODE,
-    OPT_REPEATS, OPT_SECONDS, OPT_HELP,
+    OPT_DEVICES = 256,
+    OPT_BACKEND,
+    OPT_LIBRARY,
+    OPT_PRECISION,
+    OPT_BATCH,
+    OPT_SPLIT,
+    OPT_TOTAL,
+    OPT_BROADCAST,
+    OPT_TRUST,
+    OPT_DETERMINISTIC,
+    OPT_ISOLATION,
+    OPT_WAIT,
+    OPT_QUEUE,
+    OPT_ARENA,
+    OPT_PROVIDER,
+    OPT_PROVIDER_OPTION,
+    OPT_BACKEND_OPTION,
+    OPT_WORKER,
+    OPT_CACHE_DIR,
+    OPT_NO_CACHE,
+    OPT_COMPILE_TIMEOUT,
+    OPT_SLICE_TIMEOUT,
+    OPT_INPUT,
+    OPT_OUTPUT,
+    OPT_ROWS,
+    OPT_TOP,
+    OPT_LABELS,
+    OPT_ACCURACY,
+    OPT_NO_OVERWRITE,
+    OPT_DRY_RUN,
+    OPT_JSON,
+    OPT_MODE,
+    OPT_REPEATS,
+    OPT_SECONDS,
+    OPT_HELP,
 };
 
 static const struct option table[] = {
-    {"devices", 1, NULL, OPT_DEVICES}, {"device", 1, NULL, OPT_DEVICES}, {"backend", 1, NULL, OPT_BACKEND},
-    {"library", 1, NULL, OPT_LIBRARY}, {"precision", 1, NULL, OPT_PRECISION}, {"batch", 1, NULL, OPT_BATCH},
-    {"split", 1, NULL, OPT_SPLIT}, {"total-batch", 1, NULL, OPT_TOTAL}, {"broadcast", 1, NULL, OPT_BROADCAST},
-    {"trust-rows", 0, NULL, OPT_TRUST}, {"deterministic", 0, NULL, OPT_DETERMINISTIC},
-    {"isolation", 1, NULL, OPT_ISOLATION}, {"wait", 1, NULL, OPT_WAIT}, {"queue-depth", 1, NULL, OPT_QUEUE},
-    {"arena-max", 1, NULL, OPT_ARENA}, {"provider", 1, NULL, OPT_PROVIDER},
-    {"provider-option", 1, NULL, OPT_PROVIDER_OPTION}, {"backend-option", 1, NULL, OPT_BACKEND_OPTION},
-    {"worker", 1, NULL, OPT_WORKER}, {"cache-dir", 1, NULL, OPT_CACHE_DIR}, {"no-cache", 0, NULL, OPT_NO_CACHE},
-    {"compile-timeout", 1, NULL, OPT_COMPILE_TIMEOUT}, {"slice-timeout", 1, NULL, OPT_SLICE_TIMEOUT},
-    {"input", 1, NULL, OPT_INPUT}, {"output", 1, NULL, OPT_OUTPUT}, {"rows", 1, NULL, OPT_ROWS},
-    {"top", 1, NULL, OPT_TOP}, {"labels", 1, NULL, OPT_LABELS}, {"accuracy", 1, NULL, OPT_ACCURACY},
-    {"no-overwrite", 0, NULL, OPT_NO_OVERWRITE}, {"dry-run", 0, NULL, OPT_DRY_RUN}, {"json", 2, NULL, OPT_JSON},
-    {"mode", 1, NULL, OPT_MODE}, {"repeats", 1, NULL, OPT_REPEATS}, {"seconds", 1, NULL, OPT_SECONDS},
-    {"verbose", 0, NULL, 'v'}, {"quiet", 0, NULL, 'q'}, {"help", 0, NULL, OPT_HELP}, {NULL, 0, NULL, 0},
+    {"devices", 1, NULL, OPT_DEVICES},
+    {"device", 1, NULL, OPT_DEVICES},
+    {"backend", 1, NULL, OPT_BACKEND},
+    {"library", 1, NULL, OPT_LIBRARY},
+    {"precision", 1, NULL, OPT_PRECISION},
+    {"batch", 1, NULL, OPT_BATCH},
+    {"split", 1, NULL, OPT_SPLIT},
+    {"total-batch", 1, NULL, OPT_TOTAL},
+    {"broadcast", 1, NULL, OPT_BROADCAST},
+    {"trust-rows", 0, NULL, OPT_TRUST},
+    {"deterministic", 0, NULL, OPT_DETERMINISTIC},
+    {"isolation", 1, NULL, OPT_ISOLATION},
+    {"wait", 1, NULL, OPT_WAIT},
+    {"queue-depth", 1, NULL, OPT_QUEUE},
+    {"arena-max", 1, NULL, OPT_ARENA},
+    {"provider", 1, NULL, OPT_PROVIDER},
+    {"provider-option", 1, NULL, OPT_PROVIDER_OPTION},
+    {"backend-option", 1, NULL, OPT_BACKEND_OPTION},
+    {"worker", 1, NULL, OPT_WORKER},
+    {"cache-dir", 1, NULL, OPT_CACHE_DIR},
+    {"no-cache", 0, NULL, OPT_NO_CACHE},
+    {"compile-timeout", 1, NULL, OPT_COMPILE_TIMEOUT},
+    {"slice-timeout", 1, NULL, OPT_SLICE_TIMEOUT},
+    {"input", 1, NULL, OPT_INPUT},
+    {"output", 1, NULL, OPT_OUTPUT},
+    {"rows", 1, NULL, OPT_ROWS},
+    {"top", 1, NULL, OPT_TOP},
+    {"labels", 1, NULL, OPT_LABELS},
+    {"accuracy", 1, NULL, OPT_ACCURACY},
+    {"no-overwrite", 0, NULL, OPT_NO_OVERWRITE},
+    {"dry-run", 0, NULL, OPT_DRY_RUN},
+    {"json", 2, NULL, OPT_JSON},
+    {"mode", 1, NULL, OPT_MODE},
+    {"repeats", 1, NULL, OPT_REPEATS},
+    {"seconds", 1, NULL, OPT_SECONDS},
+    {"verbose", 0, NULL, 'v'},
+    {"quiet", 0, NULL, 'q'},
+    {"help", 0, NULL, OPT_HELP},
+    {NULL, 0, NULL, 0},
 };
 
 static dpi_status bad_value(const char *flag, const char *wants, const char *got, dpi_error *error)
@@ -138,7 +193,8 @@ static dpi_status take_broadcast(cli_options *o, const char *text, dpi_error *er
         status = npy_load(pair[0].value, BROADCAST_MAX_BYTES, &h, &o->broadcast_data[at], error);
     if (status)
         return status;
-    o->broadcast[at] = (dpi_tensor){.name = pair[0].key, .dtype = h.dtype, .rank = h.rank, .data = o->broadcast_data[at]};
+    o->broadcast[at] =
+        (dpi_tensor){.name = pair[0].key, .dtype = h.dtype, .rank = h.rank, .data = o->broadcast_data[at]};
     memcpy(o->broadcast[at].shape, h.shape, sizeof h.shape);
     o->open.broadcast = o->broadcast;
     o->open.broadcast_count++;
@@ -273,7 +329,8 @@ static dpi_status take_option(cli_options *o, unsigned flags, int option, const 
     case OPT_REPEATS: return take_number("repeats", value, 1, 1000, &o->repeats, error);
     case OPT_SECONDS:
         o->seconds_given = true;
-        return text_to_double(value, &o->seconds) && o->seconds > 0 ? DPI_OK : bad_value("seconds", "seconds", value, error);
+        return text_to_double(value, &o->seconds) && o->seconds > 0 ? DPI_OK
+                                                                    : bad_value("seconds", "seconds", value, error);
     case OPT_JSON:
         o->json = true;
         o->json_path = value;
@@ -322,8 +379,9 @@ dpi_status cli_parse(int argc, char **argv, unsigned flags, const char *help, cl
             exit(0);
         }
         if (option == '?')
-            return error_set(error, DPI_E_ARGUMENT, "%s: the flag %s is unknown or lacks its value; see dpinfer %s --help",
-                             argv[0], argv[optind - 1], argv[0]);
+            return error_set(error, DPI_E_ARGUMENT,
+                             "%s: the flag %s is unknown or lacks its value; see dpinfer %s --help", argv[0],
+                             argv[optind - 1], argv[0]);
         if (!option_belongs(option, flags))
             return error_set(error, DPI_E_ARGUMENT, "dpinfer %s takes no --%s; see dpinfer %s --help", argv[0],
                              flag_name(option), argv[0]);

@@ -136,8 +136,10 @@ static dpi_status read_dict(reader *r, const char *name, npy_header *h, dpi_erro
         }
     }
     if (!good || !has_descr || !has_order || !has_shape)
-        return error_set(error, DPI_E_DATA, "%s has a header that is not valid (descr, fortran_order, shape, of at most "
-                                            "%d axes, none negative)", name, DPI_MAX_RANK);
+        return error_set(error, DPI_E_DATA,
+                         "%s has a header that is not valid (descr, fortran_order, shape, of at most "
+                         "%d axes, none negative)",
+                         name, DPI_MAX_RANK);
     dpi_status status = read_dtype(descr, name, h, error);
     int long_axes = 0;
     for (int i = 0; i < h->rank; i++)

@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 #define SIGBUS_EXIT_CODE 74 /* EX_IOERR of sysexits.h */
-#define SIGBUS_MAX 64
+#define SIGBUS_MAX       64
 
 /* Installs the handler; the two words receive the source's number and the byte offset in its file. */
 void sigbus_watch(uint32_t *source_word, uint64_t *offset_word);

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define FLUSH_BYTES (256 * 1024)
+#define FLUSH_BYTES     (256 * 1024)
 #define MAX_LABEL_BYTES (64 << 20)
 
 /* Splits the file's text into lines in place; the last line needs no newline. */

@@ -17,7 +17,7 @@ struct sink {
     char **labels;
     size_t label_count;
     char *label_text;
-    uint64_t written;   /* bytes in the file */
+    uint64_t written; /* bytes in the file */
     text_buffer buffer;
 };
 

@@ -20,11 +20,12 @@ dpi_status source_open(const char *spec, int fd, source **out, dpi_error *error)
         s->kind = &source_random;
     else if (length > 4 && strcmp(spec + length - 4, ".npy") == 0)
         s->kind = &source_npy;
-    dpi_status status = s->kind ? s->kind->open(s, fd, error)
-                                : error_set(error, DPI_E_DATA,
-                                            "%s is no source that dpinfer reads: FILE.npy, or random:SHAPE:DTYPE:N as in "
-                                            "random:3x224x224:float32:1000",
-                                            spec);
+    dpi_status status = s->kind
+                            ? s->kind->open(s, fd, error)
+                            : error_set(error, DPI_E_DATA,
+                                        "%s is no source that dpinfer reads: FILE.npy, or random:SHAPE:DTYPE:N as in "
+                                        "random:3x224x224:float32:1000",
+                                        spec);
     if (!status && !shape_row_bytes(s->shape.dtype, s->shape.shape, s->shape.rank, &s->row_bytes))
         status = error_set(error, DPI_E_DATA, "%s has rows whose size overflows", spec);
     if (status) {

@@ -14,10 +14,10 @@ typedef struct source source;
 dpi_status source_open(const char *spec, int fd, source **out, dpi_error *error);
 void source_close(source *s); /* NULL is fine */
 
-const port *source_port(const source *s);   /* name "", dtype, rank, shape with shape[0] the number of rows */
+const port *source_port(const source *s); /* name "", dtype, rank, shape with shape[0] the number of rows */
 uint64_t source_rows(const source *s);
 const char *source_spec(const source *s);
-int source_fd(const source *s);             /* of the file, -1 for random: */
+int source_fd(const source *s); /* of the file, -1 for random: */
 
 /* Rows [first, first + count) as dense memory: a pointer into the mapping where that is possible (*in_place true),
  * else `scratch` (count * row bytes, given by the caller) filled. Bounds are the caller's to keep (asserted).

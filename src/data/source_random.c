@@ -20,14 +20,16 @@ static dpi_status parse(source *s, char *fields, dpi_error *error)
     int64_t shape[DPI_MAX_RANK];
     int rank;
     if (parts < 3 || !shape_parse(part[0], strlen(part[0]), shape, &rank))
-        return error_set(error, DPI_E_DATA, "%s is not random:SHAPE:DTYPE:N[:SEED], as in random:3x224x224:float32:1000",
-                         s->spec);
+        return error_set(error, DPI_E_DATA,
+                         "%s is not random:SHAPE:DTYPE:N[:SEED], as in random:3x224x224:float32:1000", s->spec);
     s->shape.dtype = dtype_by_name(part[1]);
     if (s->shape.dtype == DPI_DTYPE_NONE)
-        return error_set(error, DPI_E_DATA, "%s: there is no dtype \"%s\"; say float32, uint8, int64 and so on", s->spec,
-                         part[1]);
-    if (!text_to_u64(part[2], 0, 1ull << 40, &s->rows) || (parts == 4 && !text_to_u64(part[3], 0, UINT64_MAX, &s->seed)))
-        return error_set(error, DPI_E_DATA, "%s: the number of rows (at most 2^40) or the seed is not a number", s->spec);
+        return error_set(error, DPI_E_DATA, "%s: there is no dtype \"%s\"; say float32, uint8, int64 and so on",
+                         s->spec, part[1]);
+    if (!text_to_u64(part[2], 0, 1ull << 40, &s->rows) ||
+        (parts == 4 && !text_to_u64(part[3], 0, UINT64_MAX, &s->seed)))
+        return error_set(error, DPI_E_DATA, "%s: the number of rows (at most 2^40) or the seed is not a number",
+                         s->spec);
     s->shape.rank = rank + 1;
     s->shape.shape[0] = (int64_t)s->rows;
     memcpy(s->shape.shape + 1, shape, (size_t)rank * sizeof shape[0]);

@@ -10,7 +10,7 @@
 #include <stdbool.h>
 
 #define ARENA_GRAIN 4096 /* sizes and offsets are multiples of this */
-#define ARENA_NONE UINT64_MAX
+#define ARENA_NONE  UINT64_MAX
 
 typedef struct arena arena;
 
@@ -28,7 +28,8 @@ void arena_destroy(arena *a);
 /* After a fork: unmaps in the child, leaves everything else alone. */
 void arena_abandon(arena *a);
 
-/* A block of at least `bytes` (0 counts as 1), or ARENA_NONE when the limit is reached or the kernel refuses. Thread-safe. */
+/* A block of at least `bytes` (0 counts as 1), or ARENA_NONE when the limit is reached or the kernel refuses.
+ * Thread-safe. */
 uint64_t arena_alloc(arena *a, uint64_t bytes);
 /* Frees the block that begins at `offset`; false when there is none. Thread-safe. */
 bool arena_free(arena *a, uint64_t offset);
@@ -38,9 +39,9 @@ void *arena_at(const arena *a, uint64_t offset);
  * *block (may be NULL) receives where the block begins. */
 uint64_t arena_find(arena *a, const void *address, uint64_t bytes, uint64_t *block);
 
-int arena_fd(const arena *a);        /* for a writer (ARENA_ALL_WRITE) or for reading; owned by the arena */
+int arena_fd(const arena *a); /* for a writer (ARENA_ALL_WRITE) or for reading; owned by the arena */
 uint64_t arena_max(const arena *a);
-uint64_t arena_committed(arena *a);  /* bytes that the memfd has now */
+uint64_t arena_committed(arena *a); /* bytes that the memfd has now */
 
 /* The other side: maps a memfd at its maximum. NULL with an error on failure. */
 void *arena_attach(int fd, uint64_t max_bytes, bool writable, dpi_error *error);

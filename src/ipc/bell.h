@@ -1,9 +1,10 @@
 /*
  * Doorbells: a counter that is rung by adding one, and a hint: how many sleep on it.
  *
- * The two sides cross like Dekker's algorithm: the sleeper counts itself in `sleeping`, then reads the bell and the work; the
- * ringer makes the work, adds to the bell, then reads `sleeping`. Both use sequentially consistent operations, so at
- * least one of them sees the other. A lying hint costs its writer's own wake-up; waits are bounded all the same.
+ * The two sides cross like Dekker's algorithm: the sleeper counts itself in `sleeping`, then reads the bell and the
+ * work; the ringer makes the work, adds to the bell, then reads `sleeping`. Both use sequentially consistent
+ * operations, so at least one of them sees the other. A lying hint costs its writer's own wake-up; waits are bounded
+ * all the same.
  */
 #ifndef DPI_IPC_BELL_H
 #define DPI_IPC_BELL_H

@@ -63,8 +63,8 @@ dpi_status channel_send(int fd, const json_t *message, const int *fds, size_t fd
     while (sendmsg(fd, &header, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
         if ((errno == EAGAIN || errno == EINTR) && channel_wait(fd, POLLOUT, deadline_ns))
             continue;
-        status = error_set_errno(error, DPI_E_WORKER, errno, "cannot send %zu bytes over the control socket",
-                                 part.iov_len);
+        status =
+            error_set_errno(error, DPI_E_WORKER, errno, "cannot send %zu bytes over the control socket", part.iov_len);
         break;
     }
     free(body);
@@ -117,10 +117,8 @@ dpi_status channel_receive(int fd, int64_t deadline_ns, json_t **message, int fd
         struct cmsghdr align;
         char bytes[CMSG_SPACE(CHANNEL_MAX_FDS * sizeof(int))];
     } ancillary;
-    struct msghdr header = {.msg_iov = &part,
-                            .msg_iovlen = 1,
-                            .msg_control = ancillary.bytes,
-                            .msg_controllen = sizeof ancillary.bytes};
+    struct msghdr header = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = ancillary.bytes, .msg_controllen = sizeof ancillary.bytes};
     dpi_status status = DPI_OK;
     ssize_t got;
     while ((got = recvmsg(fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)) < 0) {
@@ -144,7 +142,7 @@ dpi_status channel_receive(int fd, int64_t deadline_ns, json_t **message, int fd
         else
             status = parse_message(body, (size_t)got, message, error);
         if (status)
-            for (size_t i = 0; i < count; i++)
+            for (size_t i = 0; fds && i < count; i++)
                 close(fds[i]);
     }
     free(body);

@@ -22,11 +22,11 @@
 #include <stdint.h>
 
 #define LAYOUT_VERSION 1u
-#define LAYOUT_MAGIC 0x31495044u /* "DPI1" */
+#define LAYOUT_MAGIC   0x31495044u /* "DPI1" */
 
 #define LAYOUT_WORKERS 256        /* workers of one session at most */
-#define LAYOUT_SLOTS 64           /* batches in flight at most: one bit each in control.active */
-#define LAYOUT_SLICES (1u << 18)  /* slices of one batch at most */
+#define LAYOUT_SLOTS   64         /* batches in flight at most: one bit each in control.active */
+#define LAYOUT_SLICES  (1u << 18) /* slices of one batch at most */
 
 /* ---- claims (outputs memfd) ------------------------------------------------------------------------------------- */
 
@@ -54,8 +54,8 @@ enum {
 };
 
 typedef struct layout_array {
-    uint64_t offset;    /* in the inputs or outputs arena; BATCH_SHARD: of the .csv records, else unused */
-    uint64_t row_bytes; /* a broadcast input: its whole size */
+    uint64_t offset;             /* in the inputs or outputs arena; BATCH_SHARD: of the .csv records, else unused */
+    uint64_t row_bytes;          /* a broadcast input: its whole size */
     int64_t shape[DPI_MAX_RANK]; /* shape[0] is set per slice, except for a broadcast input */
     uint32_t rank, broadcast;
 } layout_array;
@@ -73,16 +73,17 @@ typedef struct batch_desc {
     uint32_t job;        /* BATCH_SHARD: which job's sources and sinks */
     uint32_t input_count, output_count;
     uint64_t rows;
-    uint64_t first_row;     /* BATCH_SHARD: of the source */
-    uint64_t result_row;    /* BATCH_SHARD: of the sinks */
+    uint64_t first_row;  /* BATCH_SHARD: of the source */
+    uint64_t result_row; /* BATCH_SHARD: of the sinks */
     /* These three a late worker may read as well, when it thinks of stealing. */
     _Atomic int64_t published_ns; /* when */
     _Atomic int64_t predicted_ns; /* how long it should take; 0: unknown */
     /* Rows of worker w's slices (its last may be shorter); shard mode: [0], the same for all. */
     _Atomic uint32_t slice_rows[LAYOUT_WORKERS];
-    _Atomic uint32_t first_slice[LAYOUT_WORKERS + 1]; /* split: worker w has slices first_slice[w] up to first_slice[w + 1] */
+    _Atomic uint32_t
+        first_slice[LAYOUT_WORKERS + 1]; /* split: worker w has slices first_slice[w] up to first_slice[w + 1] */
     uint32_t reserved;
-    uint64_t share_row[LAYOUT_WORKERS + 1];   /* split: and rows share_row[w] up to share_row[w + 1] */
+    uint64_t share_row[LAYOUT_WORKERS + 1]; /* split: and rows share_row[w] up to share_row[w + 1] */
     layout_array inputs[PORT_MAX], outputs[PORT_MAX];
 } batch_desc;
 
@@ -135,17 +136,17 @@ typedef struct page_sample {
 
 typedef struct worker_page {
     _Atomic uint32_t stage;
-    _Atomic uint32_t sleeping;     /* hint for whoever rings: not 0 when a system call is needed */
-    _Atomic uint64_t heartbeat;    /* counts; moves while a long compile goes on */
-    _Atomic int64_t busy_since_ns; /* 0 while no slice runs */
+    _Atomic uint32_t sleeping;              /* hint for whoever rings: not 0 when a system call is needed */
+    _Atomic uint64_t heartbeat;             /* counts; moves while a long compile goes on */
+    _Atomic int64_t busy_since_ns;          /* 0 while no slice runs */
     _Atomic uint32_t busy_rows, busy_first; /* rows of the running slice; whether its shape runs for the first time */
     _Atomic uint32_t busy_slot, busy_slice;
     _Atomic uint64_t slices, rows, stolen;
     _Atomic uint64_t wait_ns, load_ns, copy_in_ns, compute_ns, copy_out_ns;
-    _Atomic int64_t finished_ns;   /* when its last slice ended */
+    _Atomic int64_t finished_ns; /* when its last slice ended */
     /* Why a slice ended BAD: set before the claim word. */
     _Atomic uint32_t error_status;
-    uint32_t sigbus_source;        /* 1 + number of the source that shrank, 0 for none */
+    uint32_t sigbus_source; /* 1 + number of the source that shrank, 0 for none */
     uint64_t sigbus_offset;
     char error_message[1024];
     _Atomic uint64_t sample_count;

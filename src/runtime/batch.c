@@ -1,10 +1,11 @@
 /* Batches on their way in: a slot, memory, a plan, the rows; then the claims that workers see. */
-#include "base/clock.h"
 #include "runtime/batch.h"
+#include "base/clock.h"
 
+#include <assert.h>
+#include <stdalign.h>
 #include <stdlib.h>
 #include <string.h>
-#include <stdalign.h>
 #include <time.h>
 
 /* ---- planning and publishing ------------------------------------------------------------------------------------ */
@@ -15,6 +16,7 @@ static void fixed_shares(const dpi_session *s, uint64_t rows, size_t *shares)
     uint64_t round = 0;
     for (size_t w = 0; w < s->count; w++)
         round += s->shares[w];
+    assert(round > 0); /* session.c refuses a split of nothing */
     uint64_t rounds = rows / round, rest = rows % round;
     size_t last[LAYOUT_WORKERS];
     if (s->shares_even)
@@ -48,7 +50,8 @@ static bool fill_cut(const dpi_session *s, batch *b, batch_desc *d, const size_t
     uint64_t row = 0, slices = 0;
     double longest = 0;
     for (size_t w = 0; w < s->count; w++) {
-        size_t most = s->shares && s->shares[w] && s->shares[w] < s->max_rows && !s->fixed_rows ? s->shares[w] : s->max_rows;
+        size_t most =
+            s->shares && s->shares[w] && s->shares[w] < s->max_rows && !s->fixed_rows ? s->shares[w] : s->max_rows;
         uint64_t n = (shares[w] + most - 1) / most;
         atomic_store_explicit(&d->slice_rows[w], (uint32_t)most, memory_order_relaxed);
         d->share_row[w] = row;
@@ -74,10 +77,8 @@ static void fill_arrays(const dpi_session *s, const batch *b, batch_desc *d)
     d->output_count = (uint32_t)s->sig.output_count;
     for (size_t i = 0; i < s->sig.input_count; i++) {
         const batch_array *a = &b->inputs[i];
-        d->inputs[i] = (layout_array){.offset = a->offset,
-                                      .row_bytes = a->row_bytes,
-                                      .rank = (uint32_t)a->rank,
-                                      .broadcast = s->is_broadcast[i]};
+        d->inputs[i] = (layout_array){
+            .offset = a->offset, .row_bytes = a->row_bytes, .rank = (uint32_t)a->rank, .broadcast = s->is_broadcast[i]};
         memcpy(d->inputs[i].shape, a->shape, sizeof a->shape);
     }
     for (size_t o = 0; o < s->sig.output_count; o++) {
@@ -161,8 +162,10 @@ static void ring_worker(dpi_session *s, size_t w)
 
 static uint64_t copy_slice(dpi_session *s, batch *b, const batch_desc *d, size_t w, uint32_t slice)
 {
-    uint64_t row = d->share_row[w] + (uint64_t)d->slice_rows[w] * (slice - atomic_load_explicit(&d->first_slice[w], memory_order_relaxed));
-    uint64_t end = row + d->slice_rows[w] < d->share_row[w + 1] ? row + d->slice_rows[w] : d->share_row[w + 1], bytes = 0;
+    uint64_t row = d->share_row[w] + (uint64_t)d->slice_rows[w] *
+                                         (slice - atomic_load_explicit(&d->first_slice[w], memory_order_relaxed));
+    uint64_t end = row + d->slice_rows[w] < d->share_row[w + 1] ? row + d->slice_rows[w] : d->share_row[w + 1],
+             bytes = 0;
     for (size_t i = 0; i < s->sig.input_count; i++) {
         batch_array *a = &b->inputs[i];
         if (!a->plain)
@@ -273,8 +276,10 @@ static dpi_status start(dpi_session *s, batch *b, int64_t deadline_ns, dpi_error
         return status;
     plan(s, b, shares);
     if (!fill_cut(s, b, &s->control->batches[slot], shares))
-        return error_set(error, DPI_E_ARGUMENT, "a batch of %llu rows would be more than %u slices; raise the batch "
-                                                "option or submit it in parts", (unsigned long long)b->rows, LAYOUT_SLICES);
+        return error_set(error, DPI_E_ARGUMENT,
+                         "a batch of %llu rows would be more than %u slices; raise the batch "
+                         "option or submit it in parts",
+                         (unsigned long long)b->rows, LAYOUT_SLICES);
     for (size_t w = 0; w < s->count; w++)
         s->workers[w].busy_ns += b->predicted_ns[w];
     b->sequence = next_sequence(s);

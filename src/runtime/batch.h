@@ -6,7 +6,7 @@
 #include "runtime/session.h"
 
 typedef struct batch_array {
-    uint64_t offset, block; /* in its arena; block: to be freed by us, ARENA_NONE for the user's or nobody's */
+    uint64_t offset, block;       /* in its arena; block: to be freed by us, ARENA_NONE for the user's or nobody's */
     size_t row_bytes, user_block; /* user_block: index + 1 of the dpi_alloc block that holds it, 0 for none */
     int rank;
     int64_t shape[DPI_MAX_RANK];
@@ -17,7 +17,7 @@ typedef struct batch_array {
 struct batch {
     batch *next;
     dpi_ticket ticket;
-    int slot; /* -1: not in flight any more */
+    int slot;                               /* -1: not in flight any more */
     uint32_t sequence, slice_count, cursor; /* slices before `cursor` are terminal and copied out */
     uint64_t rows, copied_rows;
     bool shard, terminal, waited, abandoned, cancelled, failed, waiter;
@@ -26,7 +26,7 @@ struct batch {
     int choice; /* of the planner, -1 */
     int64_t began_ns;
     /* In one allocation with the batch, as long as the session needs them. */
-    double *predicted_ns;           /* per worker, added to its busy_ns */
+    double *predicted_ns;          /* per worker, added to its busy_ns */
     batch_array *inputs, *outputs; /* per input and output of the signature */
 };
 

@@ -66,7 +66,8 @@ dpi_status block_free(dpi_session *s, void *memory, dpi_error *error)
     else if (found)
         drop_block(found);
     pthread_mutex_unlock(&s->lock);
-    return found ? DPI_OK : error_set(error, DPI_E_ARGUMENT, "dpi_free: this is no buffer of dpi_alloc of this session");
+    return found ? DPI_OK
+                 : error_set(error, DPI_E_ARGUMENT, "dpi_free: this is no buffer of dpi_alloc of this session");
 }
 
 /* Marks the dpi_alloc block that holds [address, +bytes) as used, if there is one. Under the lock. */

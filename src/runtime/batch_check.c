@@ -48,8 +48,8 @@ static dpi_status check_input(const dpi_session *s, const port *want, const dpi_
         memcpy(wanted, want->shape, sizeof wanted);
         wanted[0] = s->fixed_rows || want->rank ? -1 : wanted[0];
         return error_set(error, DPI_E_DATA, "the input %s expects %s %s and got %s %s", want->name,
-                         dpi_dtype_name(want->dtype), shape_text(wanted, want->rank, expected), dpi_dtype_name(t->dtype),
-                         shape_text(shape, t->rank, got));
+                         dpi_dtype_name(want->dtype), shape_text(wanted, want->rank, expected),
+                         dpi_dtype_name(t->dtype), shape_text(shape, t->rank, got));
     }
     return DPI_OK;
 }

@@ -17,8 +17,8 @@ static void learn(dpi_session *s, batch *b, int64_t now_ns)
         if (end - k->samples_seen > PAGE_SAMPLES)
             k->samples_seen = end - PAGE_SAMPLES;
         for (; k->samples_seen != end; k->samples_seen++) {
-            uint64_t sample =
-                atomic_load_explicit(&k->page->samples[k->samples_seen % PAGE_SAMPLES].rows_and_ns, memory_order_relaxed);
+            uint64_t sample = atomic_load_explicit(&k->page->samples[k->samples_seen % PAGE_SAMPLES].rows_and_ns,
+                                                   memory_order_relaxed);
             planner_slice(s->planner, w, sample >> 40, (double)(sample & ((1ull << 40) - 1)));
         }
         plan_cost cost = planner_cost(s->planner, w);
@@ -152,7 +152,8 @@ static uint64_t row_of_slice(const dpi_session *s, const batch *b, uint32_t slic
     size_t w = 0;
     while (w + 1 < s->count && atomic_load_explicit(&d->first_slice[w + 1], memory_order_relaxed) <= slice)
         w++;
-    return d->share_row[w] + (uint64_t)d->slice_rows[w] * (slice - atomic_load_explicit(&d->first_slice[w], memory_order_relaxed));
+    return d->share_row[w] +
+           (uint64_t)d->slice_rows[w] * (slice - atomic_load_explicit(&d->first_slice[w], memory_order_relaxed));
 }
 
 /* Looks at the claim words from the cursor on; true when every slice is terminal. The waiter's, or under the lock. */

@@ -84,8 +84,9 @@ dpi_status batch_wait(dpi_session *s, dpi_ticket ticket, int64_t deadline_ns, bo
     batch *b = find_ticket(s, ticket);
     if (!b || b->waiter || b->waited) {
         pthread_mutex_unlock(&s->lock);
-        return error_set(error, DPI_E_ARGUMENT, b && b->waiter ? "another thread waits for this ticket"
-                                                               : "there is no such ticket, or it has been waited for");
+        return error_set(error, DPI_E_ARGUMENT,
+                         b && b->waiter ? "another thread waits for this ticket"
+                                        : "there is no such ticket, or it has been waited for");
     }
     b->waiter = true;
     pthread_mutex_unlock(&s->lock);
@@ -121,7 +122,8 @@ dpi_status batch_release(dpi_session *s, dpi_ticket ticket, dpi_error *error)
     if (good)
         batch_unlink(s, b);
     pthread_mutex_unlock(&s->lock);
-    return good ? DPI_OK : error_set(error, DPI_E_ARGUMENT, "dpi_release takes a ticket with views that was waited for");
+    return good ? DPI_OK
+                : error_set(error, DPI_E_ARGUMENT, "dpi_release takes a ticket with views that was waited for");
 }
 
 dpi_status batch_cancel(dpi_session *s, dpi_ticket ticket, dpi_error *error)

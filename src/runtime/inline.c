@@ -1,4 +1,5 @@
-/* Thread isolation with one device: no hand-over, no copy; the caller's thread runs the engine on the caller's memory. */
+/* Thread isolation with one device: no hand-over, no copy; the caller's thread runs the engine on the caller's memory.
+ */
 #include "runtime/session.h"
 
 #include <string.h>
@@ -48,7 +49,8 @@ dpi_status inline_forward(dpi_session *s, const void *const *inputs, int64_t (*i
     pthread_mutex_lock(&s->engine_lock);
     flight *f = &w->flights[WORKER_MAX_DEPTH - 1]; /* the worker's own thread uses it too, under the same lock */
     for (size_t row = 0; row < rows && !status;) {
-        size_t n = rows - row < s->max_rows ? rows - row : s->max_rows, call_rows = s->fixed_rows > n ? s->fixed_rows : n;
+        size_t n = rows - row < s->max_rows ? rows - row : s->max_rows,
+               call_rows = s->fixed_rows > n ? s->fixed_rows : n;
         for (size_t i = 0; i < s->sig.input_count; i++) {
             if (s->is_broadcast[i]) {
                 f->inputs[i] = w->broadcast[i];

@@ -16,6 +16,7 @@
  */
 #include "runtime/plan.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -161,6 +162,7 @@ static double even_shares(const planner *p, const question *q, size_t *shares)
     for (size_t w = 0; w < p->count; w++) {
         if (!p->workers[w].enabled)
             continue;
+        assert(enabled > 0);
         size_t n = (steps / enabled + (k++ < steps % enabled)) * q->step;
         shares[w] = n < q->rows - given ? n : q->rows - given;
         given += shares[w];

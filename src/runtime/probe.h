@@ -11,22 +11,22 @@
 typedef struct probe_request {
     const backend *backend;
     backend_engine *engine;
-    const signature *sig;             /* as described by the engine */
-    const backend_array *broadcast;   /* per input of sig: data != NULL for a broadcast input, complete shape */
-    size_t max_rows;                  /* most rows of one slice */
-    size_t fixed_rows;                /* > 0: every call has this many rows (the model's fixed batch) */
-    bool trust_rows;                  /* do not refuse dependent rows */
+    const signature *sig;           /* as described by the engine */
+    const backend_array *broadcast; /* per input of sig: data != NULL for a broadcast input, complete shape */
+    size_t max_rows;                /* most rows of one slice */
+    size_t fixed_rows;              /* > 0: every call has this many rows (the model's fixed batch) */
+    bool trust_rows;                /* do not refuse dependent rows */
     const logger *log;
 } probe_request;
 
 typedef struct probe_result {
-    bool skipped;               /* shapes with free axes for which no extent worked: nothing is known, nothing refused */
-    hash128 hash;               /* over the outputs for the fixed rows at the fixed slice size */
-    bool size_changes_bits;     /* the same row has other bits at another slice size: the session fixes the size */
-    bool rows_independent;      /* true where it could not be tested (fixed batch of 1) */
-    double fixed_ns, row_ns;    /* first estimate of the cost of a slice: fixed + n * row; 0, 0 when skipped */
-    double *sample;             /* the outputs of row 0, all outputs one after another, as doubles; malloc'd */
-    size_t sample_count;        /* at most 4,096 */
+    bool skipped;            /* shapes with free axes for which no extent worked: nothing is known, nothing refused */
+    hash128 hash;            /* over the outputs for the fixed rows at the fixed slice size */
+    bool size_changes_bits;  /* the same row has other bits at another slice size: the session fixes the size */
+    bool rows_independent;   /* true where it could not be tested (fixed batch of 1) */
+    double fixed_ns, row_ns; /* first estimate of the cost of a slice: fixed + n * row; 0, 0 when skipped */
+    double *sample;          /* the outputs of row 0, all outputs one after another, as doubles; malloc'd */
+    size_t sample_count;     /* at most 4,096 */
 } probe_result;
 
 /* Runs the probe through run or enqueue/wait. DPI_E_MODEL when the model cannot be split by rows: an input without a

@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CHUNK_SLICES 4096
-#define CHUNK_RECORDS (1u << 20) /* rows of a chunk whose .csv records wait in memory */
+#define CHUNK_SLICES     4096
+#define CHUNK_RECORDS    (1u << 20) /* rows of a chunk whose .csv records wait in memory */
 #define CHUNKS_IN_FLIGHT 3
 
 typedef struct run {
@@ -35,7 +35,8 @@ static int match_port(const port *ports, size_t count, const bool *skip, void *c
     const char *equals = strchr(text, '=');
     *rest = text;
     for (size_t i = 0; equals && i < count; i++)
-        if (strlen(ports[i].name) == (size_t)(equals - text) && strncmp(ports[i].name, text, strlen(ports[i].name)) == 0) {
+        if (strlen(ports[i].name) == (size_t)(equals - text) &&
+            strncmp(ports[i].name, text, strlen(ports[i].name)) == 0) {
             *rest = equals + 1;
             return (int)i;
         }
@@ -164,8 +165,8 @@ static dpi_status tell_workers(run *r, dpi_error *error)
             add_fd(one, sink_fd(r->sinks[o]), fds, &fd_count);
         json_array_append_new(sinks, one ? one : json_object());
     }
-    json_t *question = json_pack("{s:s, s:I, s:o, s:o}", "what", "job", "job", (json_int_t)r->job, "sources", sources,
-                                 "sinks", sinks);
+    json_t *question =
+        json_pack("{s:s, s:I, s:o, s:o}", "what", "job", "job", (json_int_t)r->job, "sources", sources, "sinks", sinks);
     dpi_status status =
         question ? DPI_OK : error_set(error, DPI_E_ARGUMENT, "the name of a source or sink is not valid UTF-8");
     for (size_t w = 0; !status && w < s->count; w++) {
@@ -300,7 +301,8 @@ static dpi_status run_all(run *r, dpi_error *error)
         status = open_sinks(r, error);
     if (status)
         return status;
-    uint64_t slices = r->has_csv && CHUNK_RECORDS / r->s->max_rows < CHUNK_SLICES ? CHUNK_RECORDS / r->s->max_rows : CHUNK_SLICES;
+    uint64_t slices =
+        r->has_csv && CHUNK_RECORDS / r->s->max_rows < CHUNK_SLICES ? CHUNK_RECORDS / r->s->max_rows : CHUNK_SLICES;
     r->chunk_rows = (slices ? slices : 1) * r->s->max_rows;
     r->base_rows = calloc(r->s->count, sizeof *r->base_rows);
     r->worker_rows = calloc(r->s->count, sizeof *r->worker_rows);

@@ -23,8 +23,8 @@
 #define MADV_WIPEONFORK 18
 #endif
 
-#define DEFAULT_BATCH 64
-#define DEFAULT_QUEUE 16
+#define DEFAULT_BATCH      64
+#define DEFAULT_QUEUE      16
 #define DEFAULT_COMPILE_MS 600000
 
 /* ---- options ---------------------------------------------------------------------------------------------------- */
@@ -79,13 +79,16 @@ static dpi_status find_worker(const dpi_options *o, char **path, dpi_error *erro
     }
     dpi_status status = DPI_OK;
     if (!*path)
-        status = error_set(error, DPI_E_ARGUMENT, "the program dpinfer-worker was not found beside %s nor in ../libexec/dpinfer; "
-                                                  "name it in DPINFER_WORKER", library ? library : "the library");
+        status = error_set(error, DPI_E_ARGUMENT,
+                           "the program dpinfer-worker was not found beside %s nor in ../libexec/dpinfer; "
+                           "name it in DPINFER_WORKER",
+                           library ? library : "the library");
     free(library);
     return status;
 }
 
-static bool copy_options(const dpi_key_value *from, size_t count, long number_of_worker, dpi_key_value **to, size_t *to_count)
+static bool copy_options(const dpi_key_value *from, size_t count, long number_of_worker, dpi_key_value **to,
+                         size_t *to_count)
 {
     *to = calloc(count + 1, sizeof **to);
     if (!*to)
@@ -200,8 +203,8 @@ static dpi_status keep_shares(dpi_session *s, const dpi_options *o, dpi_error *e
 static dpi_status make_memory(dpi_session *s, const dpi_options *o, uint64_t machine_bytes, dpi_error *error)
 {
     uint64_t max = o->arena_max_bytes ? o->arena_max_bytes : machine_bytes;
-    dpi_status status =
-        arena_create("dpinfer-control", sizeof(control), sizeof(control), ARENA_CALLER_WRITES, &s->control_arena, error);
+    dpi_status status = arena_create("dpinfer-control", sizeof(control), sizeof(control), ARENA_CALLER_WRITES,
+                                     &s->control_arena, error);
     if (!status)
         status = arena_create("dpinfer-inputs", max, 0, ARENA_CALLER_WRITES, &s->inputs, error);
     if (!status)
@@ -262,7 +265,8 @@ static void choose_waiting(dpi_session *s, const dpi_options *o, const topology 
 static dpi_status prepare(dpi_session *s, const dpi_options *o, const char *format, const topology *machine,
                           dpi_error *error)
 {
-    s->log = (logger){.sink = o->log, .context = o->log_context, .level = o->log_level ? o->log_level : DPI_LOG_WARNING};
+    s->log =
+        (logger){.sink = o->log, .context = o->log_context, .level = o->log_level ? o->log_level : DPI_LOG_WARNING};
     s->isolation = o->isolation;
     s->in_caller = o->isolation == DPI_ISOLATION_THREAD;
     s->max_rows = o->batch ? o->batch : DEFAULT_BATCH;
@@ -345,9 +349,10 @@ static dpi_status compare_replicas(dpi_session *s, bool deterministic, dpi_error
                              s->devices.items[0].name, s->devices.items[w].name);
         bool same_engine = strcmp(first->fingerprint, r->fingerprint) == 0;
         if (same_engine && strcmp(first->probe_hash, r->probe_hash) != 0)
-            return error_set(error, DPI_E_WORKER, "%s and %s run the same engine and give different results for the same "
-                                                  "rows; one of them is faulty", s->devices.items[0].name,
-                             s->devices.items[w].name);
+            return error_set(error, DPI_E_WORKER,
+                             "%s and %s run the same engine and give different results for the same "
+                             "rows; one of them is faulty",
+                             s->devices.items[0].name, s->devices.items[w].name);
         if (same_engine)
             continue;
         s->bit_identical = false;
@@ -357,8 +362,9 @@ static dpi_status compare_replicas(dpi_session *s, bool deterministic, dpi_error
         s->tolerance = difference > s->tolerance ? difference : s->tolerance;
     }
     if (!s->bit_identical && deterministic)
-        return error_set(error, DPI_E_DEVICE, "the devices run different engines, so results may differ in their last bits "
-                                              "(by %.2g of the largest); choose equal devices or leave out --deterministic",
+        return error_set(error, DPI_E_DEVICE,
+                         "the devices run different engines, so results may differ in their last bits "
+                         "(by %.2g of the largest); choose equal devices or leave out --deterministic",
                          s->tolerance);
     return DPI_OK;
 }
@@ -444,7 +450,8 @@ dpi_status session_open(const dpi_options *o, dpi_session **out, dpi_error *erro
     size_t count;
     const backend *const *list = backend_list(&count);
     dpi_error ours;
-    error_set(&ours, DPI_E_MODEL, "no backend opens \"%s\" files (%s)", format, o->model_path ? o->model_path : "memory");
+    error_set(&ours, DPI_E_MODEL, "no backend opens \"%s\" files (%s)", format,
+              o->model_path ? o->model_path : "memory");
     if (o->backend && !backend_find(o->backend))
         error_set(&ours, DPI_E_BACKEND, "there is no backend \"%s\"; dpinfer devices lists them", o->backend);
     status = ours.status;
@@ -472,7 +479,10 @@ dpi_status session_open(const dpi_options *o, dpi_session **out, dpi_error *erro
 
 /* ---- ending ----------------------------------------------------------------------------------------------------- */
 
-static bool is_forked(const dpi_session *s) { return s->fork_guard && atomic_load_explicit(s->fork_guard, memory_order_relaxed) != 1; }
+static bool is_forked(const dpi_session *s)
+{
+    return s->fork_guard && atomic_load_explicit(s->fork_guard, memory_order_relaxed) != 1;
+}
 
 void session_close(dpi_session *s)
 {
@@ -556,8 +566,9 @@ dpi_status session_ask(dpi_session *s, size_t w, const json_t *question, const i
     *answer = k->reply;
     k->reply = NULL;
     if (!*answer)
-        status = atomic_load(&s->failed) ? error_set(error, s->failure.status, "%s", s->failure.message)
-                                         : error_set(error, DPI_E_WORKER, "%s does not answer", s->devices.items[w].name);
+        status = atomic_load(&s->failed)
+                     ? error_set(error, s->failure.status, "%s", s->failure.message)
+                     : error_set(error, DPI_E_WORKER, "%s does not answer", s->devices.items[w].name);
     pthread_mutex_unlock(&s->lock);
     const json_t *failure = *answer ? json_object_get(*answer, "error") : NULL;
     if (failure) {

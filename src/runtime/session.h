@@ -81,13 +81,13 @@ struct dpi_session {
     int model_fd, event_fd;
     arena *control_arena, *inputs, *outputs;
     control *control;
-    signature sig;          /* all inputs and the wanted outputs */
+    signature sig; /* all inputs and the wanted outputs */
     bool is_broadcast[PORT_MAX];
     size_t batch_input_count; /* inputs that are not broadcast */
     size_t max_rows, fixed_rows;
     bool bit_identical, in_caller;
     double tolerance;
-    size_t *shares; /* fixed split: rows per worker and round; NULL: adaptive */
+    size_t *shares;   /* fixed split: rows per worker and round; NULL: adaptive */
     bool shares_even; /* made from total_batch_size: a short round is spread evenly too */
     size_t queue_depth;
     bell_patience patience;
@@ -119,7 +119,7 @@ struct dpi_session {
     struct shape_memo { /* output shapes for input shapes with free axes */
         int64_t inputs[PORT_MAX][DPI_MAX_RANK], outputs[PORT_MAX][DPI_MAX_RANK];
         bool used;
-    } *memos;
+    } * memos;
     size_t memo_next;
     uint32_t next_job;
     bool running; /* a dpi_run */

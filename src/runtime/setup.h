@@ -21,7 +21,7 @@ typedef struct broadcast_input {
 typedef struct worker_setup {
     size_t worker;
     uint32_t generation;
-    char *backend, *library;        /* library NULL: search */
+    char *backend, *library;         /* library NULL: search */
     char *model_path, *model_format; /* path NULL: the bytes are in WORKER_FD_MODEL */
     backend_device device;
     int *cpus; /* device.cpus points here */

@@ -1,4 +1,5 @@
-/* The one thread of ours in the caller's process: starts workers, reads what they say, notices when they die or hang. */
+/* The one thread of ours in the caller's process: starts workers, reads what they say, notices when they die or hang.
+ */
 #include "base/clock.h"
 #include "runtime/session.h"
 
@@ -16,10 +17,10 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-#define TICK_MS 100
+#define TICK_MS  100
 #define HARD_CAP 10 /* times the limit: a hang even while CPU time advances */
 #define LEAVE_NS 1500000000
-#define KILL_NS 5000000000
+#define KILL_NS  5000000000
 
 /* ---- logs ------------------------------------------------------------------------------------------------------- */
 
@@ -28,8 +29,7 @@ static void take_line(dpi_session *s, size_t w, const char *line)
 {
     session_worker *k = &s->workers[w];
     const char *name = s->devices.items[w].name;
-    snprintf(k->log_lines[k->log_count++ % SESSION_LOG_LINES], SESSION_LOG_WIDTH, "%.*s",
-             SESSION_LOG_WIDTH - 1, line);
+    snprintf(k->log_lines[k->log_count++ % SESSION_LOG_LINES], SESSION_LOG_WIDTH, "%.*s", SESSION_LOG_WIDTH - 1, line);
     if (strncmp(line, "dpinfer: warning: ", 18) == 0)
         log_warning(&s->log, "%s: %s", name, line + 18);
     else if (strncmp(line, "dpinfer: info: ", 15) == 0)
@@ -67,8 +67,8 @@ static void last_words(const session_worker *k, char *out, size_t size)
     size_t used = 0, count = k->log_count < SESSION_LOG_LINES ? k->log_count : SESSION_LOG_LINES;
     out[0] = 0;
     for (size_t i = k->log_count - count; i < k->log_count && used < size; i++)
-        used += (size_t)snprintf(out + used, size - used, "%s%s", used ? " | " : "; its last lines: ",
-                                 k->log_lines[i % SESSION_LOG_LINES]);
+        used += (size_t)snprintf(out + used, size - used, "%s%s",
+                                 used ? " | " : "; its last lines: ", k->log_lines[i % SESSION_LOG_LINES]);
     if (!count)
         snprintf(out, size, "; it left no message");
 }
@@ -204,8 +204,13 @@ static dpi_status start_process(dpi_session *s, size_t w, int socket, dpi_error 
     k->log_pipe = log_fds[0];
     fcntl(k->log_pipe, F_SETFL, O_NONBLOCK);
     int null_fd = s->model_fd >= 0 ? -1 : open("/dev/null", O_RDONLY | O_CLOEXEC);
-    const int fds[] = {socket,     arena_fd(s->control_arena), arena_fd(s->inputs), arena_fd(s->outputs),
-                       k->page_fd, s->event_fd,                s->model_fd >= 0 ? s->model_fd : null_fd};
+    const int fds[] = {socket,
+                       arena_fd(s->control_arena),
+                       arena_fd(s->inputs),
+                       arena_fd(s->outputs),
+                       k->page_fd,
+                       s->event_fd,
+                       s->model_fd >= 0 ? s->model_fd : null_fd};
     char parent[24], index[24], generation[24];
     snprintf(parent, sizeof parent, "%d", (int)getpid());
     snprintf(index, sizeof index, "%zu", w);
@@ -331,9 +336,10 @@ static void check_start(dpi_session *s, size_t w, int64_t now)
     char words[700];
     read_log(s, w);
     last_words(k, words, sizeof words);
-    error_set(&error, DPI_E_WORKER, "worker %zu (%s, pid %d) was not ready after %.1f s and was ended%s; raise "
-                                    "--compile-timeout if the model takes longer", w, s->devices.items[w].name,
-              (int)k->process.pid, (double)(now - k->spawned_ns) * 1e-9, words);
+    error_set(&error, DPI_E_WORKER,
+              "worker %zu (%s, pid %d) was not ready after %.1f s and was ended%s; raise "
+              "--compile-timeout if the model takes longer",
+              w, s->devices.items[w].name, (int)k->process.pid, (double)(now - k->spawned_ns) * 1e-9, words);
     fail(s, &error);
 }
 
@@ -345,8 +351,8 @@ static int64_t slice_limit_ns(const dpi_session *s, size_t w)
     if (s->slice_timeout_ms)
         return (int64_t)s->slice_timeout_ms * 1000000;
     const worker_control *c = &s->control->workers[w];
-    double predicted = (double)atomic_load(&c->fixed_ns) +
-                       (double)atomic_load(&c->row_ns) * (double)atomic_load(&page->busy_rows);
+    double predicted =
+        (double)atomic_load(&c->fixed_ns) + (double)atomic_load(&c->row_ns) * (double)atomic_load(&page->busy_rows);
     double limit = predicted * 20 > 10e9 ? predicted * 20 : 10e9;
     return limit < 1e18 ? (int64_t)limit : (int64_t)1e18;
 }

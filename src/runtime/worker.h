@@ -28,8 +28,8 @@ typedef struct flight {
     bool used;
     uint32_t slot, slice, sequence, flags;
     bool stolen;
-    size_t rows, call_rows;   /* of the slice; of the engine call (more when padded) */
-    uint64_t first_row;       /* within the batch */
+    size_t rows, call_rows; /* of the slice; of the engine call (more when padded) */
+    uint64_t first_row;     /* within the batch */
     backend_call call;
     backend_array inputs[PORT_MAX], outputs[PORT_MAX];
     scratch in[PORT_MAX], out[PORT_MAX];
@@ -65,7 +65,7 @@ typedef struct worker {
     unsigned flight_head, flight_count; /* ring: oldest at head */
     slot_cursor cursors[LAYOUT_SLOTS];
     uint32_t mail_seen;
-    worker_job *jobs; /* list */
+    worker_job *jobs;    /* list */
     size_t largest_rows; /* of any call so far: a larger one is a new shape */
     int64_t last_idle_ns;
     pthread_mutex_t *engine_lock; /* thread isolation with one device: the caller's thread runs the engine too */

@@ -46,7 +46,8 @@ void worker_job_drop(worker *w, uint32_t id)
 
 static int take_fd(const json_t *json, int *fds, size_t fd_count)
 {
-    json_int_t index = json_is_integer(json_object_get(json, "fd")) ? json_integer_value(json_object_get(json, "fd")) : -1;
+    json_int_t index =
+        json_is_integer(json_object_get(json, "fd")) ? json_integer_value(json_object_get(json, "fd")) : -1;
     if (index < 0 || (size_t)index >= fd_count)
         return -1;
     int fd = fds[index];
@@ -139,8 +140,8 @@ dpi_status worker_job_load(worker *w, const worker_job *job, flight *f, uint64_t
     return DPI_OK;
 }
 
-dpi_status worker_job_store(worker *w, const worker_job *job, flight *f, uint64_t result_row,
-                            const batch_desc *batch, dpi_error *error)
+dpi_status worker_job_store(worker *w, const worker_job *job, flight *f, uint64_t result_row, const batch_desc *batch,
+                            dpi_error *error)
 {
     for (size_t i = 0; i < job->sink_count; i++) {
         const job_sink *to = &job->sinks[i];

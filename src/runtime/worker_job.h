@@ -30,7 +30,7 @@ const worker_job *worker_job_find(const worker *w, uint32_t id);
 
 /* Inputs of a slice from the sources (filling scratch where needed), and its outputs to the sinks. */
 dpi_status worker_job_load(worker *w, const worker_job *job, flight *f, uint64_t source_row, dpi_error *error);
-dpi_status worker_job_store(worker *w, const worker_job *job, flight *f, uint64_t result_row,
-                            const batch_desc *batch, dpi_error *error);
+dpi_status worker_job_store(worker *w, const worker_job *job, flight *f, uint64_t result_row, const batch_desc *batch,
+                            dpi_error *error);
 
 #endif

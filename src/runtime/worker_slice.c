@@ -20,8 +20,7 @@ static double slice_cost_ns(const worker *w, uint32_t who, uint64_t rows)
 /* From whichever state may be taken to RUNNING by us. */
 static bool try_take(worker *w, _Atomic uint64_t *word, claim now)
 {
-    claim running = {
-        .sequence = now.sequence, .generation = w->generation, .worker = w->index, .state = CLAIM_RUNNING};
+    claim running = {.sequence = now.sequence, .generation = w->generation, .worker = w->index, .state = CLAIM_RUNNING};
     return claim_move(word, now, running);
 }
 
@@ -65,7 +64,8 @@ static bool claim_own(worker *w, const batch_desc *b, uint32_t slot, uint32_t se
 
 /* Whether taking `victim`'s last unstarted slice, `ahead` of them in all, makes the batch end sooner: we would be done
  * before the victim gets through them. A victim that is far behind the plan has lost its claim to the prediction. */
-static bool worth_stealing(const worker *w, const batch_desc *b, uint32_t victim, uint32_t ahead, int64_t *look_again_ns)
+static bool worth_stealing(const worker *w, const batch_desc *b, uint32_t victim, uint32_t ahead,
+                           int64_t *look_again_ns)
 {
     uint64_t rows = atomic_load_explicit(&b->slice_rows[victim], memory_order_relaxed);
     double mine = slice_cost_ns(w, w->index, rows), theirs = slice_cost_ns(w, victim, rows) * ahead;

@@ -91,7 +91,8 @@ static void write_npy(const char *path, const char *spec)
     source_close(s);
 }
 
-static dpi_run_options to(const char *const *inputs, size_t input_count, const char *const *outputs, size_t output_count)
+static dpi_run_options to(const char *const *inputs, size_t input_count, const char *const *outputs,
+                          size_t output_count)
 {
     dpi_run_options o = DPI_INIT(dpi_run_options);
     o.inputs = inputs;
@@ -253,7 +254,8 @@ static void fixed_batches_and_free_axes(void **state)
 static void the_best_classes_as_csv(void **state)
 {
     (void)state;
-    kit *k = kit_open(SIMPLE "output p float32 N 6\njitter_us 300\n", "sim:0*3", &(dpi_options){.struct_size = sizeof(dpi_options), .batch = 3});
+    kit *k = kit_open(SIMPLE "output p float32 N 6\njitter_us 300\n", "sim:0*3",
+                      &(dpi_options){.struct_size = sizeof(dpi_options), .batch = 3});
     const char *in[] = {"random:5:float32:700:2"}, *out[] = {"none", at("p.csv")};
     dpi_run_options o = to(in, 1, out, 2);
     dpi_error error;
@@ -341,7 +343,8 @@ static int watch(void *context, const dpi_progress *p)
 static void progress_and_cancel(void **state)
 {
     (void)state;
-    kit *k = kit_open(SIMPLE "fixed_us 2000\n", "sim:0*2", &(dpi_options){.struct_size = sizeof(dpi_options), .batch = 4});
+    kit *k =
+        kit_open(SIMPLE "fixed_us 2000\n", "sim:0*2", &(dpi_options){.struct_size = sizeof(dpi_options), .batch = 4});
     const char *in[] = {"random:5:float32:1600"}, *out[] = {at("y.npy")};
     watcher w = {0};
     dpi_run_options o = to(in, 1, out, 1);
@@ -398,7 +401,8 @@ static void *run_in_thread(void *argument)
 static void one_run_at_a_time(void **state)
 {
     (void)state;
-    kit *k = kit_open(SIMPLE "fixed_us 5000\n", "sim:0*2", &(dpi_options){.struct_size = sizeof(dpi_options), .batch = 4});
+    kit *k =
+        kit_open(SIMPLE "fixed_us 5000\n", "sim:0*2", &(dpi_options){.struct_size = sizeof(dpi_options), .batch = 4});
     long_run l = {.k = k};
     pthread_t thread;
     assert_int_equal(pthread_create(&thread, NULL, run_in_thread, &l), 0);

@@ -1,4 +1,5 @@
-/* Batches in flight: several threads, full queues, cancelling, timeouts, events, fork, two sessions, thread isolation. */
+/* Batches in flight: several threads, full queues, cancelling, timeouts, events, fork, two sessions, thread isolation.
+ */
 #include "sim_kit.h"
 
 #include "base/clock.h"
@@ -11,7 +12,7 @@
 #include <unistd.h>
 
 #define SIMPLE "input x float32 N 5\noutput y float32 N 3\noutput z int32 N\n"
-#define SLOW SIMPLE "fixed_us 200000\n" /* 0.2 s a slice */
+#define SLOW   SIMPLE "fixed_us 200000\n" /* 0.2 s a slice */
 
 /* ---- in flight -------------------------------------------------------------------------------------------------- */
 

@@ -129,7 +129,10 @@ static void a_fixed_batch_is_padded_inside(void **state)
     (void)state;
     for (int devices = 1; devices <= 3; devices++) {
         kit *k = kit_open("input x float32 4 8\ninput w int64 4 1\noutput y float32 4 2\noutput z bool 4 5\n",
-                          devices == 1 ? "sim:0" : devices == 2 ? "sim:0*2" : "sim:0*3", NULL);
+                          devices == 1   ? "sim:0"
+                          : devices == 2 ? "sim:0*2"
+                                         : "sim:0*3",
+                          NULL);
         dpi_description d = DPI_INIT(dpi_description);
         dpi_error error;
         kit_assert_ok(dpi_describe(k->s, &d, &error), error);
@@ -419,10 +422,10 @@ static void wrong_batches_are_named(void **state)
     dpi_error error;
     dpi_tensor in[3], out[2];
 #define AGAIN() (memcpy(in, b->in, 2 * sizeof in[0]), memcpy(out, b->out, sizeof out[0]))
-#define EXPECT(inputs, outputs, want, part)                                                                          \
+#define EXPECT(inputs, outputs, want, part)                                                                            \
     do {                                                                                                               \
-        assert_int_equal(dpi_forward(k->s, in, inputs, out, outputs, 0, &error), want);                              \
-        assert_int_equal(error.status, want);                                                                        \
+        assert_int_equal(dpi_forward(k->s, in, inputs, out, outputs, 0, &error), want);                                \
+        assert_int_equal(error.status, want);                                                                          \
         kit_assert_contains(error.message, part);                                                                      \
     } while (0)
     AGAIN();
@@ -506,18 +509,35 @@ static void wrong_options_are_named(void **state)
         dpi_status status;
     } cases[] = {
         {{.struct_size = 0}, "sim:0", "struct_size", DPI_E_ARGUMENT},
-        {{.struct_size = sizeof(dpi_options), .batch_size_list = shares, .batch_size_count = 2}, "sim:0", "2", DPI_E_ARGUMENT},
-        {{.struct_size = sizeof(dpi_options), .batch_size_list = none, .batch_size_count = 2}, "sim:0*2", "rows", DPI_E_ARGUMENT},
+        {{.struct_size = sizeof(dpi_options), .batch_size_list = shares, .batch_size_count = 2},
+         "sim:0",
+         "2",
+         DPI_E_ARGUMENT},
+        {{.struct_size = sizeof(dpi_options), .batch_size_list = none, .batch_size_count = 2},
+         "sim:0*2",
+         "rows",
+         DPI_E_ARGUMENT},
         {{.struct_size = sizeof(dpi_options), .batch_size_list = shares, .batch_size_count = 2, .total_batch_size = 2},
-         "sim:0*2", "exclude", DPI_E_ARGUMENT},
+         "sim:0*2",
+         "exclude",
+         DPI_E_ARGUMENT},
         {{.struct_size = sizeof(dpi_options), .queue_depth = 65}, "sim:0", "queue_depth", DPI_E_ARGUMENT},
         {{.struct_size = sizeof(dpi_options), .batch = 1u << 25}, "sim:0", "batch", DPI_E_ARGUMENT},
         {{.struct_size = sizeof(dpi_options), .backend = "nothing"}, "sim:0", "nothing", DPI_E_BACKEND},
         {{.struct_size = sizeof(dpi_options), .precision = DPI_PRECISION_BF16}, "sim:0", "sim:0", DPI_E_DEVICE},
         {{.struct_size = sizeof(dpi_options), .precision = (dpi_precision)99}, "sim:0", "precision", DPI_E_ARGUMENT},
-        {{.struct_size = sizeof(dpi_options), .backend_options = unknown, .backend_option_count = 1}, "sim:0", "speed", DPI_E_ARGUMENT},
-        {{.struct_size = sizeof(dpi_options), .backend_options = bad, .backend_option_count = 1}, "sim:0", "fast", DPI_E_ARGUMENT},
-        {{.struct_size = sizeof(dpi_options), .worker_path = "/nonexistent/worker"}, "sim:0", "/nonexistent/worker", DPI_E_ARGUMENT},
+        {{.struct_size = sizeof(dpi_options), .backend_options = unknown, .backend_option_count = 1},
+         "sim:0",
+         "speed",
+         DPI_E_ARGUMENT},
+        {{.struct_size = sizeof(dpi_options), .backend_options = bad, .backend_option_count = 1},
+         "sim:0",
+         "fast",
+         DPI_E_ARGUMENT},
+        {{.struct_size = sizeof(dpi_options), .worker_path = "/nonexistent/worker"},
+         "sim:0",
+         "/nonexistent/worker",
+         DPI_E_ARGUMENT},
         {{.struct_size = sizeof(dpi_options)}, "sim:x", "sim:x", DPI_E_DEVICE},
         {{.struct_size = sizeof(dpi_options)}, "cpu:0", "cpu:0", DPI_E_DEVICE},
         {{.struct_size = sizeof(dpi_options)}, "", "device", DPI_E_DEVICE},

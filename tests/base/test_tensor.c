@@ -47,7 +47,8 @@ static void shapes_as_text(void **state)
     assert_true(shape_parse("3x224x224", 9, shape, &rank) && rank == 3 && shape[2] == 224);
     assert_true(shape_parse("", 0, shape, &rank) && rank == 0);
     assert_true(shape_parse("1x1x1x1x1x1x1", 13, shape, &rank) && rank == 7);
-    static const char *const bad[] = {"x", "3x", "x3", "3xx3", "0", "-1", "3 x4", "1x1x1x1x1x1x1x1", "2147483649", "3X4", "99999999999999999999"};
+    static const char *const bad[] = {
+        "x", "3x", "x3", "3xx3", "0", "-1", "3 x4", "1x1x1x1x1x1x1x1", "2147483649", "3X4", "99999999999999999999"};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
         if (shape_parse(bad[i], strlen(bad[i]), shape, &rank))
             fail_msg("\"%s\" was taken", bad[i]);
@@ -78,9 +79,10 @@ static void known_halves(void **state)
         double value;
         uint16_t half, bfloat;
     } known[] = {
-        {0, 0x0000, 0x0000},          {-0.0, 0x8000, 0x8000},       {1, 0x3c00, 0x3f80},    {-2, 0xc000, 0xc000},
-        {65504, 0x7bff, 0x4780},      {0x1p-24, 0x0001, 0x3380},    {0x1p-14, 0x0400, 0x3880}, {1.0 / 3, 0x3555, 0x3eab},
-        {INFINITY, 0x7c00, 0x7f80},   {-INFINITY, 0xfc00, 0xff80},  {0x1p-26, 0x0000, 0x3280}, {0x1.8p-25, 0x0001, 0x3340},
+        {0, 0x0000, 0x0000},           {-0.0, 0x8000, 0x8000},        {1, 0x3c00, 0x3f80},
+        {-2, 0xc000, 0xc000},          {65504, 0x7bff, 0x4780},       {0x1p-24, 0x0001, 0x3380},
+        {0x1p-14, 0x0400, 0x3880},     {1.0 / 3, 0x3555, 0x3eab},     {INFINITY, 0x7c00, 0x7f80},
+        {-INFINITY, 0xfc00, 0xff80},   {0x1p-26, 0x0000, 0x3280},     {0x1.8p-25, 0x0001, 0x3340},
         {1 + 0x1p-11, 0x3c00, 0x3f80}, {1 + 0x3p-11, 0x3c02, 0x3f80}, {2049, 0x6800, 0x4500},
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {

@@ -15,8 +15,20 @@ static void whole_numbers(void **state)
     (void)state;
     uint64_t u = 7;
     int64_t i = 7;
-    static const char *const bad[] = {"",   " 1", "1 ",  "+1", "-1",   "1.0", "0x10",
-                                      "1e3", "a", "1a", "--1", "１", "18446744073709551616", "99999999999999999999999"};
+    static const char *const bad[] = {"",
+                                      " 1",
+                                      "1 ",
+                                      "+1",
+                                      "-1",
+                                      "1.0",
+                                      "0x10",
+                                      "1e3",
+                                      "a",
+                                      "1a",
+                                      "--1",
+                                      "１",
+                                      "18446744073709551616",
+                                      "99999999999999999999999"};
     for (size_t n = 0; n < sizeof bad / sizeof bad[0]; n++)
         if (text_to_u64(bad[n], 0, UINT64_MAX, &u))
             fail_msg("\"%s\" was taken as %llu", bad[n], (unsigned long long)u);
@@ -39,7 +51,8 @@ static void decimal_numbers(void **state)
 {
     (void)state;
     double d = 7;
-    static const char *const bad[] = {"", " 1", "1 ", "nan", "inf", "-inf", "1e999", "0x1p3", "1,5", "1.5.2", "e5", "."};
+    static const char *const bad[] = {"",      " 1",    "1 ",  "nan",   "inf", "-inf",
+                                      "1e999", "0x1p3", "1,5", "1.5.2", "e5",  "."};
     for (size_t n = 0; n < sizeof bad / sizeof bad[0]; n++)
         if (text_to_double(bad[n], &d))
             fail_msg("\"%s\" was taken as %g", bad[n], d);
@@ -66,8 +79,9 @@ static void sets(void **state)
     assert_string_equal(text, "0-3,8");
     free(text);
     free(numbers);
-    static const char *const bad[] = {"",    ",",   "1,",   ",1",  "1,,2", "3-1", "-1",  "1-",     "a",     "1 2",
-                                      "16",  "0-16", "1-2-3", "+1", "0x1",  " 1",  "1,-2", "99999999999", "0-99999999999"};
+    static const char *const bad[] = {"",    ",",  "1,",   ",1",          "1,,2",         "3-1",   "-1",
+                                      "1-",  "a",  "1 2",  "16",          "0-16",         "1-2-3", "+1",
+                                      "0x1", " 1", "1,-2", "99999999999", "0-99999999999"};
     for (size_t n = 0; n < sizeof bad / sizeof bad[0]; n++) {
         error = (dpi_error){0};
         numbers = text_to_set(bad[n], 16, &count, &error);

@@ -122,8 +122,9 @@ static void nonsense_is_no_limit(void **state)
 {
     (void)state;
     expect_quota("absent", 0);
-    static const char *const lines[] = {"",           "max",           "100000",       "0 100000",   "-5 100000", "100000 0",
-                                        "nan 100000", "100000 banana", "1e400 100000", "100000 -1", "\n\n"};
+    static const char *const lines[] = {"",         "max",        "100000",        "0 100000",     "-5 100000",
+                                        "100000 0", "nan 100000", "100000 banana", "1e400 100000", "100000 -1",
+                                        "\n\n"};
     put("junk", "/self", "0::/a\n");
     for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) {
         put("junk", "/cgroup/a/cpu.max", lines[i]);

@@ -167,7 +167,8 @@ static void mutated_headers(void **state)
         for (uint64_t k = 0; k <= i % 4; k++) {
             uint64_t draw = hash_mix64(i, k);
             static const char likely[] = "0123456789(){}',:<>|-TF \n\\\0x";
-            file[draw % bytes] = (unsigned char)(draw & 1ull << 40 ? likely[(draw >> 41) % sizeof likely] : (char)(draw >> 41));
+            file[draw % bytes] =
+                (unsigned char)(draw & 1ull << 40 ? likely[(draw >> 41) % sizeof likely] : (char)(draw >> 41));
         }
         if (npy_parse(file, bytes, "mutated", &h, &error) == DPI_OK) {
             size_t size = 0;
@@ -241,9 +242,12 @@ static void small_files_are_loaded(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(good_headers),    cmocka_unit_test(bad_headers),
-        cmocka_unit_test(bad_beginnings),  cmocka_unit_test(mutated_headers),
-        cmocka_unit_test(what_is_written_is_read), cmocka_unit_test(small_files_are_loaded),
+        cmocka_unit_test(good_headers),
+        cmocka_unit_test(bad_headers),
+        cmocka_unit_test(bad_beginnings),
+        cmocka_unit_test(mutated_headers),
+        cmocka_unit_test(what_is_written_is_read),
+        cmocka_unit_test(small_files_are_loaded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -322,9 +322,14 @@ static void csv_needs_scores(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        SINK_TEST(npy_is_whole_or_absent), SINK_TEST(one_writer_at_a_time), SINK_TEST(bad_specs),
-        SINK_TEST(the_top_of_a_row),       SINK_TEST(csv_text),             SINK_TEST(many_csv_rows),
-        SINK_TEST(hostile_records),        SINK_TEST(csv_needs_scores),
+        SINK_TEST(npy_is_whole_or_absent),
+        SINK_TEST(one_writer_at_a_time),
+        SINK_TEST(bad_specs),
+        SINK_TEST(the_top_of_a_row),
+        SINK_TEST(csv_text),
+        SINK_TEST(many_csv_rows),
+        SINK_TEST(hostile_records),
+        SINK_TEST(csv_needs_scores),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

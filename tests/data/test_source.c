@@ -176,11 +176,24 @@ static void random_rows(void **state)
 static void bad_specs(void **state)
 {
     (void)state;
-    static const char *const specs[] = {"random:", "random:3", "random:3:float32", "random:3:float32:", "random:3:float32:-1",
-                                        "random:3:float32:1:2:3", "random:3:float32:1:x", "random:0:float32:1",
-                                        "random:3x:float32:1", "random:3:f4:1", "random:3:float32:1099511627777",
-                                        "random:2147483648x2147483648x2147483648:float64:1", "", "x", ".npy", "a.csv",
-                                        "/nonexistent/x.npy", "random"};
+    static const char *const specs[] = {"random:",
+                                        "random:3",
+                                        "random:3:float32",
+                                        "random:3:float32:",
+                                        "random:3:float32:-1",
+                                        "random:3:float32:1:2:3",
+                                        "random:3:float32:1:x",
+                                        "random:0:float32:1",
+                                        "random:3x:float32:1",
+                                        "random:3:f4:1",
+                                        "random:3:float32:1099511627777",
+                                        "random:2147483648x2147483648x2147483648:float64:1",
+                                        "",
+                                        "x",
+                                        ".npy",
+                                        "a.csv",
+                                        "/nonexistent/x.npy",
+                                        "random"};
     int before = count_fds();
     for (size_t i = 0; i < sizeof specs / sizeof specs[0]; i++) {
         source *s = (source *)(uintptr_t)1;

@@ -254,10 +254,10 @@ static void too_much_address_space(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(blocks_do_not_overlap), cmocka_unit_test(sizes_at_the_edge),
-        cmocka_unit_test(addresses_are_found),   cmocka_unit_test(readers_cannot_write),
-        cmocka_unit_test(writers_cannot_shrink), cmocka_unit_test(growing_keeps_addresses),
-        cmocka_unit_test(several_threads),       cmocka_unit_test(a_child_abandons),
+        cmocka_unit_test(blocks_do_not_overlap),  cmocka_unit_test(sizes_at_the_edge),
+        cmocka_unit_test(addresses_are_found),    cmocka_unit_test(readers_cannot_write),
+        cmocka_unit_test(writers_cannot_shrink),  cmocka_unit_test(growing_keeps_addresses),
+        cmocka_unit_test(several_threads),        cmocka_unit_test(a_child_abandons),
         cmocka_unit_test(too_much_address_space),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

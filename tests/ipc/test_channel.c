@@ -117,9 +117,9 @@ static void send_raw(int fd, const void *bytes, size_t size, int passed)
 static void what_is_no_object_is_refused(void **state)
 {
     (void)state;
-    static const char *const bad[] = {"",   "x",    "[1,2]",       "3",           "\"text\"",
-                                      "{",  "{\"a\":1,\"a\":2}",   "{\"a\":1}}",  "\xff\xfe",
-                                      "{}x", "null", "{\"a\":\"\xff\"}", "{\"a\":NaN}"};
+    static const char *const bad[] = {
+        "",           "x",        "[1,2]", "3",    "\"text\"",         "{",          "{\"a\":1,\"a\":2}",
+        "{\"a\":1}}", "\xff\xfe", "{}x",   "null", "{\"a\":\"\xff\"}", "{\"a\":NaN}"};
     int fds[2], before = 0, got[CHANNEL_MAX_FDS], null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
     open_pair(fds);
     before = count_fds();

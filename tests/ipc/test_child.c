@@ -118,7 +118,8 @@ static void crosswise_from_three_on(void **state)
         for (int fd = 100; fd < 103; fd++)
             close(fd);
         char *argv[] = {(char *)(uintptr_t) "sh", (char *)(uintptr_t) "-c",
-                        (char *)(uintptr_t) "cat /proc/self/fd/3 /proc/self/fd/4", NULL}, text[8] = "";
+                        (char *)(uintptr_t) "cat /proc/self/fd/3 /proc/self/fd/4", NULL},
+             text[8] = "";
         child c;
         int signal_number, code;
         if (child_spawn("/bin/sh", argv, 5, (int[]){4, 3}, 2, &c, NULL))
@@ -259,10 +260,14 @@ static void dying_with_the_parent(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(descriptors_stand_in_their_places), cmocka_unit_test(crosswise_from_three_on),
-        cmocka_unit_test(signals_are_clean),                 cmocka_unit_test(a_group_of_its_own),
-        cmocka_unit_test(ends_are_told_apart),               cmocka_unit_test(a_host_that_reaps),
-        cmocka_unit_test(what_cannot_be_started),            cmocka_unit_test(dying_with_the_parent),
+        cmocka_unit_test(descriptors_stand_in_their_places),
+        cmocka_unit_test(crosswise_from_three_on),
+        cmocka_unit_test(signals_are_clean),
+        cmocka_unit_test(a_group_of_its_own),
+        cmocka_unit_test(ends_are_told_apart),
+        cmocka_unit_test(a_host_that_reaps),
+        cmocka_unit_test(what_cannot_be_started),
+        cmocka_unit_test(dying_with_the_parent),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

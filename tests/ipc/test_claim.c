@@ -45,7 +45,10 @@ static void a_move_needs_the_whole_word(void **state)
     claim_publish(&word, now);
     for (int field = 0; field < 4; field++) {
         claim stale = now;
-        *(field == 0 ? &stale.sequence : field == 1 ? &stale.generation : field == 2 ? &stale.worker : &stale.state) += 1;
+        *(field == 0   ? &stale.sequence
+          : field == 1 ? &stale.generation
+          : field == 2 ? &stale.worker
+                       : &stale.state) += 1;
         assert_false(claim_move(&word, stale, next));
     }
     assert_true(claim_move(&word, now, next));
@@ -58,7 +61,8 @@ static void a_move_needs_the_whole_word(void **state)
     assert_true(claim_is_terminal(next));
 }
 
-/* ---- litmus: publish -> load -> RUNNING -> DONE -> load ------------------------------------------------------------ */
+/* ---- litmus: publish -> load -> RUNNING -> DONE -> load ------------------------------------------------------------
+ */
 
 enum { WORKERS = 3, SLICES = 64, BATCHES = 400 };
 
@@ -145,7 +149,8 @@ static void each_slice_exactly_once(void **state)
     assert_true(b.last_ones <= BATCHES);
 }
 
-/* ---- litmus: a late worker against a reused slot -------------------------------------------------------------------- */
+/* ---- litmus: a late worker against a reused slot --------------------------------------------------------------------
+ */
 
 typedef struct late {
     _Atomic uint64_t word, hint;
