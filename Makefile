@@ -10,7 +10,7 @@ deps:
 	@tools/deps.sh
 
 build/build.ninja: | deps
-	@$(CMAKE) -S . -B build -DDPI_TESTS=OFF >build-configure.log || { cat build-configure.log; exit 1; }
+	@$(CMAKE) -S . -B build --no-warn-unused-cli -DDPI_TESTS=OFF >build-configure.log || { cat build-configure.log; exit 1; }
 	@rm -f build-configure.log
 
 run: deps all

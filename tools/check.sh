@@ -24,17 +24,19 @@ tests() { # FOLDER CMAKE-FLAGS...
 fuzz() {
     cmake -G Ninja -S . -B build-fuzz -DCMAKE_C_COMPILER=clang -DDPI_SANITIZE=address,undefined -DDPI_FUZZ=ON >/dev/null &&
         ninja -C build-fuzz --quiet || return 1
-    local one
-    for one in build-fuzz/fuzz_*; do
-        [ -x "$one" ] && [ -f "$one" ] || continue
+    local source one bad=0
+    for source in tests/fuzz/fuzz_*.c; do
+        one=build-fuzz/$(basename "$source" .c)
         echo "-- $(basename "$one"), $seconds s"
         mkdir -p "$one.corpus"
         "$one" -max_total_time="$seconds" -rss_limit_mb=2048 -verbosity=0 -print_final_stats=1 "$one.corpus" >"$one.log" 2>&1 || {
             tail -n 40 "$one.log"
-            return 1
+            bad=1
+            continue
         }
         grep -E 'number_of_executed_units' "$one.log"
     done
+    return $bad
 }
 tidy() {
     cmake -G Ninja -S . -B build-tidy -DCMAKE_C_COMPILER=clang -DDPI_TESTS=OFF >/dev/null &&

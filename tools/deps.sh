@@ -31,24 +31,38 @@ python=python3
     exit 2
 }
 
-# install STAMP REQUIREMENTS COMMAND...: runs COMMAND unless STAMP says that it has run for these requirements
+# install STAMP REQUIREMENTS COMMAND...: runs COMMAND unless STAMP says that it has run for these requirements. A venv whose
+# Python has gone (or whose folder was moved) is no venv: its stamp does not count.
 install() {
     local stamp=$1 requirements=$2
     shift 2
-    cmp -s "$requirements" ".deps/$stamp" && return
+    cmp -s "$requirements" ".deps/$stamp" && [ -x .deps/venv/bin/python ] && return
     echo "installing $requirements into .deps"
+    rm -f ".deps/$stamp"
     "$@"
     cp "$requirements" ".deps/$stamp"
+}
+pip_install() {
+    local log=.deps/pip.log
+    .deps/venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes --only-binary :all: "$@" >"$log" 2>&1 && return
+    local lacking
+    lacking=$(sed -n 's/^ERROR: No matching distribution found for \([^ ]*\).*/\1/p' "$log" | head -n 1)
+    if [ -n "$lacking" ]; then
+        echo "there is no $lacking for $(.deps/venv/bin/python --version) on $(uname -m): put a Python 3.11, 3.12 or 3.13" \
+            "first in PATH, then delete .deps" >&2
+    else
+        cat "$log" >&2
+    fi
+    exit 1
 }
 venv() {
     rm -rf .deps/venv
     "$python" -m venv .deps/venv
-    .deps/venv/bin/pip install -q --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/engines.txt
+    pip_install -r requirements/engines.txt
 }
 oldest() {
     rm -rf .deps/oldest
-    .deps/venv/bin/pip install -q --disable-pip-version-check --require-hashes --only-binary :all: --no-deps \
-        --target .deps/oldest -r requirements/oldest.txt
+    pip_install --no-deps --target .deps/oldest -r requirements/oldest.txt
 }
 mkdir -p .deps
 install engines.stamp requirements/engines.txt venv

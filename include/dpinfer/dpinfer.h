@@ -312,7 +312,9 @@ typedef struct dpi_run_result {
 } dpi_run_result;
 
 /* Computes every row of the sources and writes the sinks, which appear under their names only when whole: until then
- * they are FILE.part, removed on failure. Blocks; one run at a time per session. */
+ * they are FILE.part, removed on failure. Blocks; one run at a time per session. Batches of other threads take their
+ * turn behind the chunks that are in flight (3 x 4,096 slices at most): open a session of their own for quick answers.
+ */
 DPI_API dpi_status dpi_run(dpi_session *session, const dpi_run_options *options, dpi_run_result *result,
                            dpi_error *error);
 

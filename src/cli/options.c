@@ -371,7 +371,7 @@ dpi_status cli_parse(int argc, char **argv, unsigned flags, const char *help, cl
     memset(o, 0, sizeof *o);
     o->open.struct_size = sizeof o->open;
     opterr = 0;
-    optind = 1;
+    optind = 0; /* GNU: begin anew, also after a parse that was cut short */
     dpi_status status = DPI_OK;
     for (int option; !status && (option = getopt_long(argc, argv, "hvq", table, NULL)) != -1;) {
         if (option == OPT_HELP || option == 'h') {

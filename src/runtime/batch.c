@@ -352,12 +352,12 @@ dpi_status batch_submit(dpi_session *s, const dpi_batch *from, int64_t deadline_
         batch_announce_end(s);
     }
     add_ticket(s, b, ticket);
-    b->waiter = true; /* until its rows are in, nobody else may take it down */
+    b->waiter = b->publishing = true; /* until its rows are in, nobody else may take it down */
     pthread_mutex_unlock(&s->lock);
     if (b->slot >= 0)
         publish(s, b);
     pthread_mutex_lock(&s->lock);
-    b->waiter = false;
+    b->waiter = b->publishing = false;
     pthread_mutex_unlock(&s->lock);
     return DPI_OK;
 }

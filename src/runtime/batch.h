@@ -21,6 +21,7 @@ struct batch {
     uint32_t sequence, slice_count, cursor; /* slices before `cursor` are terminal and copied out */
     uint64_t rows, copied_rows;
     bool shard, terminal, waited, abandoned, cancelled, failed, waiter;
+    bool publishing; /* its rows are still being copied in */
     dpi_error error;
     size_t output_count;
     int choice; /* of the planner, -1 */

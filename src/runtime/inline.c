@@ -1,16 +1,24 @@
 /* Thread isolation with one device: no hand-over, no copy; the caller's thread runs the engine on the caller's memory.
  */
+#include "base/clock.h"
 #include "runtime/session.h"
 
 #include <string.h>
 
-static dpi_status run_slice(dpi_session *s, worker *w, backend_call *call, dpi_error *error)
+static dpi_status run_slice(dpi_session *s, worker *w, backend_call *call, size_t rows, dpi_error *error)
 {
     backend_timing timing = {0};
-    if (w->depth == 1)
-        return s->backend->run(w->engine, call, &timing, error);
-    dpi_status status = s->backend->enqueue(w->engine, 0, call, error);
-    return status ? status : s->backend->wait(w->engine, 0, &timing, error);
+    int64_t began_ns = clock_now_ns();
+    dpi_status status = w->depth == 1 ? s->backend->run(w->engine, call, &timing, error)
+                                      : s->backend->enqueue(w->engine, 0, call, error);
+    if (!status && w->depth > 1)
+        status = s->backend->wait(w->engine, 0, &timing, error);
+    if (status)
+        return status;
+    atomic_fetch_add_explicit(&w->page->slices, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&w->page->rows, rows, memory_order_relaxed);
+    atomic_fetch_add_explicit(&w->page->compute_ns, (uint64_t)(clock_now_ns() - began_ns), memory_order_relaxed);
+    return DPI_OK;
 }
 
 /* Copies a short slice into the worker's scratch, its last row repeated. */
@@ -71,7 +79,7 @@ dpi_status inline_forward(dpi_session *s, const void *const *inputs, int64_t (*i
             status = pad(s, f, in_bytes, out_bytes, n, error);
         backend_call call = {.rows = call_rows, .inputs = f->inputs, .outputs = f->outputs};
         if (!status)
-            status = run_slice(s, w, &call, error);
+            status = run_slice(s, w, &call, n, error);
         for (size_t o = 0; !status && call_rows != n && o < s->sig.output_count; o++)
             memcpy((char *)outputs[o] + row * out_bytes[o], f->out[o].data, n * out_bytes[o]);
         row += n;

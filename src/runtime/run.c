@@ -28,7 +28,8 @@ typedef struct run {
 
 /* ---- sources and sinks ------------------------------------------------------------------------------------------ */
 
-/* Splits "[NAME=]REST" where NAME is a port's: its index and REST; otherwise the next free port by position. */
+/* Splits "[NAME=]REST" where NAME is a port's: its index and REST; otherwise the next free port by position. What looks
+ * like a name (neither '/' nor '.' in front of '=') and is none gives -1, rather than a file of that name. */
 static int match_port(const port *ports, size_t count, const bool *skip, void *const *taken, const char *text,
                       const char **rest)
 {
@@ -40,6 +41,8 @@ static int match_port(const port *ports, size_t count, const bool *skip, void *c
             *rest = equals + 1;
             return (int)i;
         }
+    if (equals && !memchr(text, '/', (size_t)(equals - text)) && !memchr(text, '.', (size_t)(equals - text)))
+        return -1;
     for (size_t i = 0; i < count; i++)
         if (!taken[i] && !(skip && skip[i]))
             return (int)i;

@@ -100,6 +100,8 @@ struct dpi_session {
     pthread_t supervisor;
     bool supervisor_runs;
     int supervisor_wake; /* eventfd */
+    int64_t stalled_ns;  /* supervisor's: since when all workers are idle beside unfinished slices; 0: they are not */
+    uint64_t stalled_done;
     _Atomic uint32_t quit;
 
     pthread_mutex_t lock;

@@ -1,7 +1,7 @@
 /* The one thread of ours in the caller's process: starts workers, reads what they say, notices when they die or hang.
  */
 #include "base/clock.h"
-#include "runtime/session.h"
+#include "runtime/batch.h"
 
 #include "dpi_build.h"
 
@@ -401,11 +401,60 @@ static void nudge(dpi_session *s)
         }
 }
 
+/* How many slices of published batches are terminal, and how many are not. */
+static void count_slices(dpi_session *s, uint64_t *done, uint64_t *open)
+{
+    *done = *open = 0;
+    pthread_mutex_lock(&s->lock);
+    for (int slot = 0; slot < LAYOUT_SLOTS; slot++) {
+        const batch *b = s->slots[slot];
+        if (!b || b->publishing)
+            continue;
+        const claims *c = batch_claims(s, slot);
+        for (uint32_t i = 0; i < b->slice_count; i++) {
+            claim now = claim_load(&c->word[i]);
+            bool terminal = now.sequence == b->sequence && claim_is_terminal(now);
+            *done += terminal;
+            *open += !terminal;
+        }
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Every worker says that it is idle, has been rung again and again, and yet slices stay unfinished: a worker does not
+ * wake, or garbage stands where the claims were. Waiting for them would be for ever. */
+static void check_stall(dpi_session *s, int64_t now)
+{
+    for (size_t w = 0; w < s->count; w++)
+        if (!s->workers[w].ready || atomic_load(&s->workers[w].page->busy_since_ns)) {
+            s->stalled_ns = 0;
+            return;
+        }
+    uint64_t done, open;
+    count_slices(s, &done, &open);
+    if (!open || !s->stalled_ns || done != s->stalled_done) {
+        s->stalled_ns = open ? now : 0;
+        s->stalled_done = done;
+        return;
+    }
+    int64_t limit = s->slice_timeout_ms ? (int64_t)s->slice_timeout_ms * 1000000 : 10000000000;
+    if (now - s->stalled_ns < limit)
+        return;
+    dpi_error error;
+    error_set(&error, DPI_E_WORKER,
+              "all workers are idle and %llu slices have not been computed for %.1f s: a worker does "
+              "not wake, or has spoilt the memory that it shares",
+              (unsigned long long)open, (double)(now - s->stalled_ns) * 1e-9);
+    fail(s, &error);
+}
+
 static void tick(dpi_session *s, int64_t *last_ns)
 {
     int64_t now = clock_now_ns();
     bool late = now - *last_ns > 10 * TICK_MS * 1000000; /* we were not running: others may not have been either */
     *last_ns = now;
+    if (late)
+        s->stalled_ns = 0;
     if (atomic_load(&s->failed) || late)
         return;
     for (size_t w = 0; w < s->count && !s->in_caller && !atomic_load(&s->failed); w++) {
@@ -414,8 +463,12 @@ static void tick(dpi_session *s, int64_t *last_ns)
         else
             check_slice(s, w, now);
     }
-    if (atomic_load(&s->control->active))
-        nudge(s);
+    if (!atomic_load(&s->control->active)) {
+        s->stalled_ns = 0;
+        return;
+    }
+    nudge(s);
+    check_stall(s, now);
 }
 
 /* ---- the thread ------------------------------------------------------------------------------------------------- */

@@ -137,7 +137,7 @@ static void a_full_queue_is_busy_or_blocks(void **state)
     assert_true(kit_now_s() - began < 0.1);
     began = kit_now_s();
     assert_int_equal(kit_submit(k, b, true, 30, &second, &error), DPI_BUSY);
-    assert_true(kit_now_s() - began >= 0.029 && kit_now_s() - began < 0.15);
+    assert_true(kit_now_s() - began >= 0.029 && kit_now_s() - began < 0.19);
     kit_assert_ok(kit_submit(k, b, true, 0, &second, &error), error); /* blocks until the first is done */
     dpi_tensor out[2];
     kit_assert_ok(dpi_wait(k->s, second, 0, out, 2, &error), error);
@@ -243,23 +243,23 @@ static void abandoned_batches_finish_by_themselves(void **state)
     (void)state;
     dpi_options o = DPI_INIT(dpi_options);
     o.queue_depth = 2;
-    kit *k = kit_open(SIMPLE "fixed_us 40000\n", "sim:0", &o);
+    kit *k = kit_open(SIMPLE "fixed_us 150000\n", "sim:0", &o);
     dpi_error error;
     void *block = dpi_alloc(k->s, 4096, DPI_OUTPUT, &error);
     assert_non_null(block);
-    for (int i = 0; i < 7; i++) {
+    for (int i = 0; i < 5; i++) {
         kit_batch *b = kit_batch_new(k, 3, (uint64_t)i, 3);
         dpi_tensor out[2] = {b->out[0], b->out[1]};
-        if (i == 6) {
+        if (i == 4) {
             out[1].data = block;
             out[0].data = (char *)block + 1024;
         }
         dpi_status status = dpi_forward(k->s, b->in, 1, out, 2, 1, &error);
         assert_int_equal(status, DPI_TIMEOUT);
-        for (size_t at = 0; i < 6 && at < 3 * 3 * 4; at++)
+        for (size_t at = 0; i < 4 && at < 3 * 3 * 4; at++)
             assert_int_equal(((unsigned char *)b->out[0].data)[at], 0xa5);
         kit_batch_free(b); /* its memory is ours again */
-        clock_sleep_until_ns(clock_now_ns() + 45000000);
+        clock_sleep_until_ns(clock_now_ns() + 155000000);
     }
     kit_assert_ok(dpi_free(k->s, block, &error), error);
     kit_forward(k, 4, 1);

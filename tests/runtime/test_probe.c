@@ -293,16 +293,11 @@ static dpi_status own_infer(backend_engine *e, const backend_array *in, backend_
 static float result_of(const backend_engine *e, float x, size_t row, size_t rows)
 {
     switch (e->does) {
-    case ALWAYS_NAN:
-        return NAN;
-    case NAN_BESIDE:
-        return row ? NAN : x;
-    case ROUNDED:
-        return x * (1 + (float)row * 1e-6f);
-    case PER_ROWS:
-        return x / (float)rows;
-    default:
-        return x;
+    case ALWAYS_NAN: return NAN;
+    case NAN_BESIDE: return row ? NAN : x;
+    case ROUNDED: return x * (1 + (float)row * 1e-6f);
+    case PER_ROWS: return x / (float)rows;
+    default: return x;
     }
 }
 
