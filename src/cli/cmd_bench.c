@@ -313,7 +313,7 @@ static dpi_status warm_up(bench *b, dpi_error *error)
     uint64_t asked = b->o->rows;
     b->rows = b->batch * b->devices;
     dpi_status status = run_blocking(b, b->one, b->one_inputs, b->one_outputs, b->batch, NULL, &seconds, error);
-    for (int i = 0; i < 25 && total < 2 && !status; i++) { /* lets the adaptive cut settle */
+    for (int i = 0; i < 25 && total < 20 && !status; i++) { /* the adaptive plan has settled after 20 */
         status = run_blocking(b, b->all, b->inputs, b->outputs[0], b->batch * b->devices, NULL, &seconds, error);
         total += seconds;
     }

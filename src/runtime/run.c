@@ -172,13 +172,8 @@ static dpi_status tell_workers(run *r, dpi_error *error)
         json_pack("{s:s, s:I, s:o, s:o}", "what", "job", "job", (json_int_t)r->job, "sources", sources, "sinks", sinks);
     dpi_status status =
         question ? DPI_OK : error_set(error, DPI_E_ARGUMENT, "the name of a source or sink is not valid UTF-8");
-    for (size_t w = 0; !status && w < s->count; w++) {
-        json_t *answer;
-        pthread_mutex_lock(&s->ask_lock);
-        status = session_ask(s, w, question, fds, fd_count, &answer, error);
-        pthread_mutex_unlock(&s->ask_lock);
-        json_decref(answer);
-    }
+    if (!status)
+        status = session_tell_all(s, question, fds, fd_count, error);
     json_decref(question);
     return status;
 }
@@ -186,13 +181,8 @@ static dpi_status tell_workers(run *r, dpi_error *error)
 static void drop_job(run *r)
 {
     json_t *question = json_pack("{s:s, s:I}", "what", "drop", "job", (json_int_t)r->job);
-    for (size_t w = 0; w < r->s->count && !atomic_load(&r->s->failed); w++) {
-        json_t *answer = NULL;
-        pthread_mutex_lock(&r->s->ask_lock);
-        session_ask(r->s, w, question, NULL, 0, &answer, NULL);
-        pthread_mutex_unlock(&r->s->ask_lock);
-        json_decref(answer);
-    }
+    if (!atomic_load(&r->s->failed))
+        session_tell_all(r->s, question, NULL, 0, NULL);
     json_decref(question);
 }
 

@@ -548,16 +548,22 @@ dpi_status session_usable(dpi_session *s, dpi_error *error)
 
 /* ---- questions -------------------------------------------------------------------------------------------------- */
 
-dpi_status session_ask(dpi_session *s, size_t w, const json_t *question, const int *fds, size_t fd_count,
-                       json_t **answer, dpi_error *error)
+static dpi_status post(dpi_session *s, size_t w, const json_t *question, const int *fds, size_t fd_count,
+                       dpi_error *error)
 {
     session_worker *k = &s->workers[w];
-    *answer = NULL;
     dpi_status status = channel_send(k->socket, question, fds, fd_count, clock_now_ns() + 10000000000, error);
     if (status)
         return status;
     atomic_fetch_add(&s->control->workers[w].mail, 1);
     bell_ring(&s->control->workers[w].bell, &k->page->sleeping);
+    return DPI_OK;
+}
+
+static dpi_status await_answer(dpi_session *s, size_t w, json_t **answer, dpi_error *error)
+{
+    session_worker *k = &s->workers[w];
+    dpi_status status = DPI_OK;
     int64_t until = clock_now_ns() + (int64_t)s->compile_timeout_ms * 1000000;
     struct timespec when = {.tv_sec = (time_t)(until / 1000000000), .tv_nsec = (long)(until % 1000000000)};
     pthread_mutex_lock(&s->lock);
@@ -570,13 +576,42 @@ dpi_status session_ask(dpi_session *s, size_t w, const json_t *question, const i
                      ? error_set(error, s->failure.status, "%s", s->failure.message)
                      : error_set(error, DPI_E_WORKER, "%s does not answer", s->devices.items[w].name);
     pthread_mutex_unlock(&s->lock);
-    const json_t *failure = *answer ? json_object_get(*answer, "error") : NULL;
-    if (failure) {
+    if (*answer && json_object_get(*answer, "error")) {
         worker_report unused;
         status = report_from_json(*answer, &unused, error);
         json_decref(*answer);
         *answer = NULL;
     }
+    return status;
+}
+
+dpi_status session_ask(dpi_session *s, size_t w, const json_t *question, json_t **answer, dpi_error *error)
+{
+    *answer = NULL;
+    pthread_mutex_lock(&s->ask_lock);
+    dpi_status status = post(s, w, question, NULL, 0, error);
+    if (!status)
+        status = await_answer(s, w, answer, error);
+    pthread_mutex_unlock(&s->ask_lock);
+    return status;
+}
+
+dpi_status session_tell_all(dpi_session *s, const json_t *message, const int *fds, size_t fd_count, dpi_error *error)
+{
+    dpi_status status = DPI_OK;
+    size_t posted = 0;
+    pthread_mutex_lock(&s->ask_lock);
+    for (; posted < s->count && !status; posted += !status)
+        status = post(s, posted, message, fds, fd_count, error);
+    /* Every answer is taken, also behind a failure: one left over would be mistaken for that to the next question. */
+    for (size_t w = 0; w < posted; w++) {
+        json_t *answer;
+        dpi_error later;
+        dpi_status one = await_answer(s, w, &answer, status ? &later : error);
+        json_decref(answer);
+        status = status ? status : one;
+    }
+    pthread_mutex_unlock(&s->ask_lock);
     return status;
 }
 
@@ -600,7 +635,7 @@ static dpi_status ask_shapes(dpi_session *s, int64_t inputs[PORT_MAX][DPI_MAX_RA
         json_array_append_new(shapes, shape);
     }
     json_t *question = json_pack("{s:s, s:o}", "what", "shapes", "shapes", shapes);
-    dpi_status status = session_ask(s, 0, question, NULL, 0, &answer, error);
+    dpi_status status = session_ask(s, 0, question, &answer, error);
     json_decref(question);
     if (status)
         return status;
@@ -643,9 +678,7 @@ dpi_status session_output_shapes(dpi_session *s, int64_t inputs[PORT_MAX][DPI_MA
     }
     pthread_mutex_unlock(&s->lock);
     int64_t answer[PORT_MAX][DPI_MAX_RANK] = {{0}};
-    pthread_mutex_lock(&s->ask_lock);
     dpi_status status = ask_shapes(s, inputs, answer, error);
-    pthread_mutex_unlock(&s->ask_lock);
     if (status)
         return status;
     pthread_mutex_lock(&s->lock);

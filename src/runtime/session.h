@@ -142,10 +142,10 @@ dpi_status session_open(const dpi_options *options, dpi_session **out, dpi_error
 void session_close(dpi_session *s);
 /* DPI_OK, or why no call may be made on this session: forked, failed. */
 dpi_status session_usable(dpi_session *s, dpi_error *error);
-/* Asks worker w and waits for its answer (a new reference); DPI_E_* of its failure. One question per worker at a time:
- * the caller holds no lock. `fds` are sent along. */
-dpi_status session_ask(dpi_session *s, size_t w, const json_t *question, const int *fds, size_t fd_count,
-                       json_t **answer, dpi_error *error);
+/* Asks worker w and waits for its answer (a new reference); DPI_E_* of its failure. The caller holds no lock. */
+dpi_status session_ask(dpi_session *s, size_t w, const json_t *question, json_t **answer, dpi_error *error);
+/* Tells all workers at once, `fds` beside it, and waits until all have answered; the first failure is returned. */
+dpi_status session_tell_all(dpi_session *s, const json_t *message, const int *fds, size_t fd_count, dpi_error *error);
 /* Complete row shapes of all outputs for complete input shapes (axis 0 is ignored). Asks a worker where it must. */
 dpi_status session_output_shapes(dpi_session *s, int64_t inputs[PORT_MAX][DPI_MAX_RANK],
                                  int64_t outputs[PORT_MAX][DPI_MAX_RANK], dpi_error *error);
