@@ -13,7 +13,7 @@ def read(name):
     return json.loads(path.read_text()) if path.exists() and path.read_text().strip() else None
 
 
-lines = ["# Benchmarks", "", "Written by `make bench` (bench/run.sh); do not edit by hand.", ""]
+lines = ["# Benchmarks", "", "Written by `make bench` (bench/run.sh), down to the notes at the end, which it keeps.", ""]
 first = read("resnet50-openvino.json")
 machine = first["machine"] if first else {}
 lines += [f"- date: {datetime.date.today().isoformat()}",
@@ -60,5 +60,9 @@ if half and first:
     rate = half["rows"][0]["rows_per_s"]
     lines += ["## bf16", "", f"ResNet-50, OpenVINO, sharded, batch 8: {rate:.1f} rows/s in bf16, {full['rows_per_s']:.1f} in fp32: "
               f"{rate / full['rows_per_s']:.2f}x.", ""]
+NOTES = "## Notes"
+old = out.read_text() if out.exists() else ""
+if NOTES in old:
+    lines += [old[old.index(NOTES):].rstrip(), ""]
 out.write_text("\n".join(lines))
 print(f"wrote {out}")

@@ -25,9 +25,17 @@ struct backend_library {
     char path[512], version[64];
 };
 
+/* What of the caller's a request has been given for a port: giving it again would cost microseconds. */
+typedef struct held {
+    void *data; /* NULL: nothing yet */
+    int rank;
+    int64_t shape[DPI_MAX_RANK];
+} held;
+
 struct backend_engine {
     backend_library *library;
     ov_opaque *compiled, *request;
+    held inputs[PORT_MAX], outputs[PORT_MAX]; /* by `request` */
     signature sig;
     size_t output_index[PORT_MAX]; /* of the model, for each output that is wanted */
     size_t model_outputs;
@@ -38,13 +46,28 @@ struct backend_engine {
 
 /* ---- the library ------------------------------------------------------------------------------------------------ */
 
+/* Where the library's own words begin: behind its lines of "Exception from FILE:LINE:" and "Check 'C' failed at
+ * FILE:LINE:". */
+static const char *skip_places(const char *said)
+{
+    const char *line = said, *end;
+    while ((end = strchr(line, '\n')) && end > line && end[-1] == ':' &&
+           (strncmp(line, "Exception from ", 15) == 0 || strncmp(line, "Check '", 7) == 0))
+        line = end + 1;
+    return line[strspn(line, " \n")] ? line : said;
+}
+
 static dpi_status check(const backend_library *library, int result, dpi_status ours, const char *what, dpi_error *error)
 {
     if (!result)
         return DPI_OK;
-    const char *said = library->api.get_last_err_msg();
-    error_set(error, ours, "%s: OpenVINO says: %.800s", what,
-              said && *said ? said : library->api.get_error_info(result));
+    /* The C interface's own refusals (-14 to -17) leave the message of an earlier failure in place. */
+    const char *said = result > -14 ? library->api.get_last_err_msg() : NULL;
+    const char *words = said && *said ? skip_places(said) : library->api.get_error_info(result);
+    size_t length = strlen(words);
+    while (length && strchr(" \n", words[length - 1]))
+        length--;
+    error_set(error, ours, "%s: OpenVINO says: %.*s", what, (int)(length < 800 ? length : 800), words);
     if (said)
         library->api.free(said);
     for (char *c = error ? error->message : NULL; c && *c; c++)
@@ -231,7 +254,9 @@ static dpi_status set_properties(const backend_library *library, const backend_o
     const char *const properties[][2] = {{"INFERENCE_PRECISION_HINT", precision},
                                          {"INFERENCE_NUM_THREADS", threads},
                                          {"NUM_STREAMS", "1"},
-                                         {"ENABLE_CPU_PINNING", "NO"}}; /* the process is pinned already */
+                                         {"ENABLE_CPU_PINNING", "NO"}, /* the process is pinned already */
+                                         /* Else a model of compressed weights has its activations made int8. */
+                                         {"EXECUTION_MODE_HINT", "ACCURACY"}};
     for (size_t i = 0; i < sizeof properties / sizeof properties[0] && !status; i++)
         status = set_property(library, properties[i][0], properties[i][1], error);
     for (size_t i = 0; i < options->option_count && !status; i++) {
@@ -437,28 +462,40 @@ static dpi_status ov_describe(const backend_engine *e, signature *sig, dpi_error
 
 /* ---- running ---------------------------------------------------------------------------------------------------- */
 
-static dpi_status make_tensor(const backend_engine *e, const port *p, const backend_array *a, ov_opaque **tensor,
-                              dpi_error *error)
+static bool holds(const held *h, const backend_array *a)
 {
-    ov_shape shape = {.rank = a->rank, .dims = (int64_t *)(uintptr_t)a->shape}; /* read only */
-    return check(e->library,
-                 e->library->api.tensor_create_from_host_ptr(e->library->types[p->dtype], shape, a->data, tensor),
-                 DPI_E_ENGINE, p->name, error);
+    return h->data == a->data && h->data && h->rank == a->rank &&
+           memcmp(h->shape, a->shape, (size_t)a->rank * sizeof a->shape[0]) == 0;
 }
 
-static dpi_status set_inputs(backend_engine *e, const backend_array *inputs, dpi_error *error)
+/* Gives the caller's memory to a port of the request; `index` is the model's. */
+static dpi_status set_tensor(const backend_engine *e, bool output, size_t index, const port *p, const backend_array *a,
+                             held *known, dpi_error *error)
 {
     const ov_api *api = &e->library->api;
-    dpi_status status = DPI_OK;
-    for (size_t i = 0; i < e->sig.input_count && !status; i++) {
-        ov_opaque *tensor = NULL;
-        status = make_tensor(e, &e->sig.inputs[i], &inputs[i], &tensor, error);
-        if (!status)
-            status = check(e->library, api->infer_request_set_input_tensor_by_index(e->request, i, tensor),
-                           DPI_E_ENGINE, e->sig.inputs[i].name, error);
-        if (tensor)
-            api->tensor_free(tensor); /* the request keeps its own hold of it */
+    if (known && holds(known, a))
+        return DPI_OK;
+    ov_opaque *tensor = NULL;
+    ov_shape shape = {.rank = a->rank, .dims = (int64_t *)(uintptr_t)a->shape}; /* read only */
+    int result = api->tensor_create_from_host_ptr(e->library->types[p->dtype], shape, a->data, &tensor);
+    if (!result)
+        result = output ? api->infer_request_set_output_tensor_by_index(e->request, index, tensor)
+                        : api->infer_request_set_input_tensor_by_index(e->request, index, tensor);
+    dpi_status status = check(e->library, result, DPI_E_ENGINE, p->name, error);
+    if (tensor)
+        api->tensor_free(tensor); /* the request keeps its own hold of it */
+    if (known && !status) {
+        *known = (held){.data = a->data, .rank = a->rank};
+        memcpy(known->shape, a->shape, (size_t)a->rank * sizeof a->shape[0]);
     }
+    return status;
+}
+
+static dpi_status set_inputs(const backend_engine *e, const backend_array *inputs, held *known, dpi_error *error)
+{
+    dpi_status status = DPI_OK;
+    for (size_t i = 0; i < e->sig.input_count && !status; i++)
+        status = set_tensor(e, false, i, &e->sig.inputs[i], &inputs[i], known ? &known[i] : NULL, error);
     return status;
 }
 
@@ -495,23 +532,19 @@ static dpi_status ov_run(backend_engine *e, const backend_call *call, backend_ti
 {
     (void)timing;
     const ov_api *api = &e->library->api;
-    dpi_status status = set_inputs(e, call->inputs, error);
+    dpi_status status = set_inputs(e, call->inputs, e->inputs, error);
     /* Before 2025.4 an output that is an input passed through goes to stale memory when it is set (wrong values, a
      * crash): there the library keeps its own outputs, and collect copies them. */
-    for (size_t o = 0; sets_outputs(e->library) && o < e->sig.output_count && !status; o++) {
-        ov_opaque *tensor = NULL;
-        status = make_tensor(e, &e->sig.outputs[o], &call->outputs[o], &tensor, error);
-        if (!status)
-            status =
-                check(e->library, api->infer_request_set_output_tensor_by_index(e->request, e->output_index[o], tensor),
-                      DPI_E_ENGINE, e->sig.outputs[o].name, error);
-        if (tensor)
-            api->tensor_free(tensor);
-    }
+    for (size_t o = 0; sets_outputs(e->library) && o < e->sig.output_count && !status; o++)
+        status = set_tensor(e, true, e->output_index[o], &e->sig.outputs[o], &call->outputs[o], &e->outputs[o], error);
     if (!status)
         status = check(e->library, api->infer_request_infer(e->request), DPI_E_ENGINE, "the model failed", error);
     for (size_t o = 0; o < e->sig.output_count && !status; o++)
         status = collect(e, o, &call->outputs[o], error);
+    if (status) { /* nobody knows what the request holds now */
+        memset(e->inputs, 0, sizeof e->inputs);
+        memset(e->outputs, 0, sizeof e->outputs);
+    }
     return status;
 }
 
@@ -525,7 +558,7 @@ static dpi_status try_run(void *engine, const backend_array *inputs, backend_arr
     dpi_status status = check(e->library, api->compiled_model_create_infer_request(e->compiled, &e->request),
                               DPI_E_ENGINE, "cannot find the output shapes", error);
     if (!status)
-        status = set_inputs(e, inputs, error);
+        status = set_inputs(e, inputs, NULL, error);
     if (!status)
         status = check(e->library, api->infer_request_infer(e->request), DPI_E_MODEL,
                        "the model does not take these shapes", error);

@@ -2,6 +2,7 @@
 #include "base/clock.h"
 #include "base/topology.h"
 #include "runtime/cache.h"
+#include "runtime/model_hash.h"
 #include "runtime/probe.h"
 #include "runtime/worker_job.h"
 
@@ -161,15 +162,6 @@ static dpi_status open_cached(worker *w, backend_open_options *options, hash128 
     return status;
 }
 
-static dpi_status hash_model(worker *w, cache *store, const backend_model *model, hash128 *content, dpi_error *error)
-{
-    if (model->path)
-        return cache_hash_file(store, model->path, content, error);
-    (void)w;
-    *content = hash_of(model->data, model->bytes);
-    return DPI_OK;
-}
-
 static dpi_status load_and_open(worker *w, worker_report *report, hash128 *key, dpi_error *error)
 {
     worker_setup *s = &w->setup;
@@ -189,7 +181,7 @@ static dpi_status load_and_open(worker *w, worker_report *report, hash128 *key, 
         cache_open(s->cache_dir, s->cache_max_bytes, &w->log, &store, &problem))
         log_warning(&w->log, "running without the engine cache: %s", problem.message);
     hash128 content;
-    status = hash_model(w, store, &model, &content, error);
+    status = model_hash(store, &model, &content, error);
     if (!status) {
         *key = engine_key(w, content);
         backend_open_options options = {.model = &model,
