@@ -15,4 +15,4 @@ if [ ! -e $model ]; then
     .deps/venv/bin/python -B tools/make_model.py resnet50 $model
 fi
 echo "== ResNet-50 on this machine: one device, split, sharded"
-build/dpinfer bench $model --batch 8,16 --seconds 4 --repeats 3 --json=build/resnet50.json
+build/dpinfer bench $model --batch 8,16 --seconds 2 --repeats 2 --json=build/resnet50.json
