@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 struct backend_library {
     ort_api api;
@@ -18,25 +19,82 @@ struct backend_library {
 
 #define SYMBOL_SIZE 64
 
+/* Run does not write the memory given for an output that is an input, or an earlier output, under the same name. */
+typedef struct output_copy {
+    size_t output, source; /* the latter among the inputs or the outputs */
+    bool from_input;
+} output_copy;
+
 struct backend_engine {
     backend_library *library;
     ort_opaque *session;
     signature sig;
     const char *input_names[PORT_MAX], *output_names[PORT_MAX];
+    const char *computed_names[PORT_MAX]; /* of the outputs that Run writes, which are sig.outputs[computed[i]] */
+    size_t computed[PORT_MAX], computed_count, copy_count;
+    output_copy copies[PORT_MAX];
     char input_symbols[PORT_MAX][DPI_MAX_RANK][SYMBOL_SIZE], output_symbols[PORT_MAX][DPI_MAX_RANK][SYMBOL_SIZE];
     shapes measured;
 };
 
 /* ---- the library ------------------------------------------------------------------------------------------------ */
 
+#define SOURCE_FOLDER "/onnxruntime_src/" /* where the packages of the library were compiled */
+
+/* Behind the place "/FOLDER/FILE.cc:LINE TYPE NAME(ARGUMENTS) const [with T = TYPE] " that begins at `c`. */
+static const char *skip_place(const char *c)
+{
+    c += strcspn(c, " ");
+    do { /* "(anonymous namespace)::" and "operator()" have more to come */
+        int depth = 0;
+        c += strcspn(c, "(");
+        for (; *c; c++) {
+            depth += (*c == '(') - (*c == ')');
+            if (depth == 0)
+                break;
+        }
+        c += *c != 0;
+    } while (*c && *c != ' ');
+    if (strncmp(c, " const", 6) == 0)
+        c += 6;
+    if (strncmp(c, " [with ", 7) == 0) {
+        c += strcspn(c, "]");
+        c += *c != 0;
+    }
+    return c;
+}
+
+/* The library's words as one line, without places in its source. Returns `out`. */
+static const char *clean_words(const char *words, char *out, size_t size)
+{
+    size_t used = 0;
+    while (*words && used + 1 < size) {
+        if (strncmp(words, SOURCE_FOLDER, sizeof SOURCE_FOLDER - 1) == 0) {
+            const char *behind = skip_place(words);
+            words = *behind ? behind : words + sizeof SOURCE_FOLDER - 1; /* nothing but a place: better than nothing */
+            continue;
+        }
+        char c = (unsigned char)*words < ' ' ? ' ' : *words;
+        if (c != ' ' || (used && out[used - 1] != ' '))
+            out[used++] = c;
+        words++;
+    }
+    while (used && out[used - 1] == ' ')
+        used--;
+    out[used] = 0;
+    return out;
+}
+
+/* `context` is a logger or NULL. */
 static void forward_log(void *context, int severity, const char *category, const char *id, const char *location,
                         const char *message)
 {
     (void)category;
     (void)id;
-    const backend_library *library = context;
+    char words[1200];
     dpi_log_level level = severity >= ORT_SEVERITY_ERROR ? DPI_LOG_WARNING : DPI_LOG_DEBUG;
-    log_line(library->log, level, "ONNX Runtime: %s (%s)", message, location ? location : "?");
+    log_line(context, level, "ONNX Runtime: %s (%s)", clean_words(message, words, sizeof words),
+             location ? location : "?");
 }
 
 /* Turns the library's status into ours and releases it; NULL is success. */
@@ -45,7 +103,9 @@ static dpi_status take_status(const backend_library *library, ort_opaque *status
 {
     if (!status)
         return DPI_OK;
-    error_set(error, ours, "%s: ONNX Runtime says: %.800s", what, library->api.GetErrorMessage(status));
+    char words[801];
+    error_set(error, ours, "%s: ONNX Runtime says: %s", what,
+              clean_words(library->api.GetErrorMessage(status), words, sizeof words));
     library->api.ReleaseStatus(status);
     return ours;
 }
@@ -83,8 +143,10 @@ static dpi_status start_library(backend_library *library, void *handle, dpi_erro
                          library->path, library->version, ORT_API_WANTED);
     fill_table(&library->api, table);
     const ort_api *api = &library->api;
+    /* The library has one environment per process, with the log of whoever came first, who may leave before others:
+     * hence no context here. Sessions have logs of their own (set_options). */
     dpi_status status = take_status(
-        library, api->CreateEnvWithCustomLogger(forward_log, library, ORT_SEVERITY_WARNING, "dpinfer", &library->env),
+        library, api->CreateEnvWithCustomLogger(forward_log, NULL, ORT_SEVERITY_WARNING, "dpinfer", &library->env),
         DPI_E_BACKEND, "cannot start", error);
     if (!status) /* OrtDeviceAllocator, OrtMemTypeDefault */
         status = take_status(library, api->CreateCpuMemoryInfo(0, 0, &library->memory), DPI_E_BACKEND, "cannot start",
@@ -181,43 +243,67 @@ static dpi_status set_affinity(const backend_library *library, ort_opaque *so, c
     return status;
 }
 
-static dpi_status append_cuda(const backend_library *library, ort_opaque *so, const char *const *keys,
-                              const char *const *values, size_t count, dpi_error *error)
+/* A provider with functions of its own: the generic one refuses it. */
+typedef struct named_provider {
+    const char *name;
+    ort_opaque *(*create)(ort_opaque **made);
+    ort_opaque *(*update)(ort_opaque *made, const char *const *keys, const char *const *values, size_t count);
+    ort_opaque *(*append)(ort_opaque *options, const ort_opaque *made);
+    void (*release)(ort_opaque *made);
+} named_provider;
+
+static dpi_status append_named(const backend_library *library, ort_opaque *so, const named_provider *p,
+                               const char *const *keys, const char *const *values, size_t count, dpi_error *error)
 {
-    const ort_api *api = &library->api;
-    ort_opaque *cuda = NULL;
-    dpi_status status =
-        take_status(library, api->CreateCUDAProviderOptions(&cuda), DPI_E_DEVICE, "the provider CUDA", error);
+    ort_opaque *made = NULL;
+    dpi_status status = take_status(library, p->create(&made), DPI_E_DEVICE, p->name, error);
     if (!status)
-        status = take_status(library, api->UpdateCUDAProviderOptions(cuda, keys, values, count), DPI_E_ARGUMENT,
-                             "the options of the provider CUDA", error);
+        status = take_status(library, p->update(made, keys, values, count), DPI_E_ARGUMENT, "its options", error);
     if (!status)
-        status = take_status(library, api->SessionOptionsAppendExecutionProvider_CUDA_V2(so, cuda), DPI_E_DEVICE,
-                             "the provider CUDA", error);
-    if (cuda)
-        api->ReleaseCUDAProviderOptions(cuda);
+        status = take_status(library, p->append(so, made), DPI_E_DEVICE, p->name, error);
+    if (made)
+        p->release(made);
     return status;
+}
+
+static bool provider_is(const backend_open_options *options, const char *name)
+{
+    const char *given = options->provider ? options->provider : "CPU";
+    size_t length = strlen(name);
+    return strncasecmp(given, name, length) == 0 &&
+           (!given[length] || strcasecmp(given + length, "ExecutionProvider") == 0);
 }
 
 static dpi_status append_provider(const backend_library *library, ort_opaque *so, const backend_open_options *options,
                                   dpi_error *error)
 {
-    if (!options->provider || strcmp(options->provider, "CPU") == 0 ||
-        strcmp(options->provider, "CPUExecutionProvider") == 0)
+    if (provider_is(options, "CPU"))
         return DPI_OK;
-    size_t count = options->provider_option_count;
-    const char **keys = calloc(count + 1, sizeof *keys), **values = calloc(count + 1, sizeof *values);
+    const ort_api *api = &library->api;
+    const named_provider cuda = {"CUDA", api->CreateCUDAProviderOptions, api->UpdateCUDAProviderOptions,
+                                 api->SessionOptionsAppendExecutionProvider_CUDA_V2, api->ReleaseCUDAProviderOptions};
+    const named_provider tensorrt = {"TensorRT", api->CreateTensorRTProviderOptions, api->UpdateTensorRTProviderOptions,
+                                     api->SessionOptionsAppendExecutionProvider_TensorRT_V2,
+                                     api->ReleaseTensorRTProviderOptions};
+    size_t count = 0, given = options->provider_option_count;
+    const char **keys = calloc(given + 1, sizeof *keys), **values = calloc(given + 1, sizeof *values);
     dpi_status status = keys && values ? DPI_OK : error_set(error, DPI_E_SYSTEM, "out of memory");
-    for (size_t i = 0; !status && i < count; i++) {
-        keys[i] = options->provider_options[i].key;
-        values[i] = options->provider_options[i].value;
+    if (!status && provider_is(options, "CUDA")) { /* its own default is to round float32; a later key wins */
+        keys[count] = "use_tf32";
+        values[count++] = options->precision == DPI_PRECISION_TF32 ? "1" : "0";
     }
-    if (!status && strncmp(options->provider, "CUDA", 4) == 0)
-        status = append_cuda(library, so, keys, values, count, error);
+    for (size_t i = 0; !status && i < given; i++) {
+        keys[count] = options->provider_options[i].key;
+        values[count++] = options->provider_options[i].value;
+    }
+    if (!status && provider_is(options, "CUDA"))
+        status = append_named(library, so, &cuda, keys, values, count, error);
+    else if (!status && provider_is(options, "TensorRT"))
+        status = append_named(library, so, &tensorrt, keys, values, count, error);
     else if (!status)
-        status = take_status(
-            library, library->api.SessionOptionsAppendExecutionProvider(so, options->provider, keys, values, count),
-            DPI_E_DEVICE, options->provider, error);
+        status =
+            take_status(library, api->SessionOptionsAppendExecutionProvider(so, options->provider, keys, values, count),
+                        DPI_E_DEVICE, options->provider, error);
     free(keys);
     free(values);
     if (status && error) {
@@ -232,30 +318,46 @@ static dpi_status append_provider(const backend_library *library, ort_opaque *so
 
 #define ORT_OPTIONS "graph_optimization allow_spinning mem_pattern arena"
 
+/* *on stays as it is where the option is not given. */
+static dpi_status take_switch(const backend_open_options *options, const char *key, bool *on, dpi_error *error)
+{
+    const char *value = backend_option(options, key);
+    if (value && strcmp(value, "0") != 0 && strcmp(value, "1") != 0)
+        return error_set(error, DPI_E_ARGUMENT, "onnxruntime's option %s is 0 or 1, not \"%s\"", key, value);
+    if (value)
+        *on = value[0] == '1';
+    return DPI_OK;
+}
+
 static dpi_status set_options(const backend_library *library, ort_opaque *so, const backend_open_options *options,
                               dpi_error *error)
 {
     const ort_api *api = &library->api;
     const backend_device *device = options->device;
+    /* Spinning helps threads that own their cores and hurts all others. */
+    bool spins = device->pinned && device->threads > 1, pattern = true, arena = true;
+    uint64_t number = 99;
+    const char *level = backend_option(options, "graph_optimization");
     dpi_status status = backend_check_options(options, "onnxruntime", ORT_OPTIONS, error);
+    if (!status && level && (!text_to_u64(level, 0, 99, &number) || (number > 2 && number < 99)))
+        status = error_set(error, DPI_E_ARGUMENT,
+                           "onnxruntime's option graph_optimization is 0, 1, 2 or 99, not \"%s\"", level);
+    if (!status)
+        status = take_switch(options, "allow_spinning", &spins, error);
+    if (!status)
+        status = take_switch(options, "mem_pattern", &pattern, error);
+    if (!status)
+        status = take_switch(options, "arena", &arena, error);
     if (status)
         return status;
-    const char *level = backend_option(options, "graph_optimization"),
-               *spin = backend_option(options, "allow_spinning");
-    const char *pattern = backend_option(options, "mem_pattern"), *arena = backend_option(options, "arena");
-    uint64_t number = 99;
-    if (level && !text_to_u64(level, 0, 99, &number))
-        return error_set(error, DPI_E_ARGUMENT, "onnxruntime's option graph_optimization is 0, 1, 2 or 99, not \"%s\"",
-                         level);
-    /* Spinning helps threads that own their cores and hurts all others. */
-    bool spins = spin ? strcmp(spin, "0") != 0 : device->pinned && device->threads > 1;
     ort_opaque *steps[] = {
+        api->SetUserLoggingFunction(so, forward_log, (void *)(uintptr_t)library->log),
         api->SetIntraOpNumThreads(so, (int)device->threads),
         api->SetInterOpNumThreads(so, 1),
         api->SetSessionGraphOptimizationLevel(so, (int)number),
         api->AddSessionConfigEntry(so, "session.intra_op.allow_spinning", spins ? "1" : "0"),
-        pattern && strcmp(pattern, "0") == 0 ? api->DisableMemPattern(so) : NULL,
-        arena && strcmp(arena, "0") == 0 ? api->DisableCpuMemArena(so) : NULL,
+        pattern ? NULL : api->DisableMemPattern(so),
+        arena ? NULL : api->DisableCpuMemArena(so),
     };
     for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
         dpi_error later;
@@ -404,22 +506,42 @@ static dpi_status read_outputs(backend_engine *e, const backend_open_options *op
     return status;
 }
 
-/* The CPU provider computes in the types of the graph; nothing else can be asked of it. */
+/* Sorts the outputs into those that Run writes and those that are copied. */
+static void sort_outputs(backend_engine *e)
+{
+    const signature *sig = &e->sig;
+    for (size_t o = 0; o < sig->output_count; o++) {
+        int input = port_find(sig->inputs, sig->input_count, sig->outputs[o].name);
+        int earlier = port_find(sig->outputs, o, sig->outputs[o].name);
+        if (input < 0 && earlier < 0) {
+            e->computed_names[e->computed_count] = sig->outputs[o].name;
+            e->computed[e->computed_count++] = o;
+        } else if (input >= 0)
+            e->copies[e->copy_count++] = (output_copy){.output = o, .source = (size_t)input, .from_input = true};
+        else
+            e->copies[e->copy_count++] = (output_copy){.output = o, .source = (size_t)earlier};
+    }
+}
+
+/* Providers compute in the types of the graph, unless options of their own say otherwise; nothing else can be asked. */
 static dpi_status check_precision(const backend_engine *e, const backend_open_options *options, dpi_error *error)
 {
-    if (options->precision == DPI_PRECISION_MODEL || options->provider)
+    if (options->precision == DPI_PRECISION_MODEL)
         return DPI_OK;
+    bool cuda_tf32 = options->precision == DPI_PRECISION_TF32 && provider_is(options, "CUDA");
     dpi_dtype asked = options->precision == DPI_PRECISION_FP16   ? DPI_F16
                       : options->precision == DPI_PRECISION_BF16 ? DPI_BF16
                       : options->precision == DPI_PRECISION_FP32 ? DPI_F32
+                      : cuda_tf32                                ? DPI_F32
                                                                  : DPI_DTYPE_NONE;
     for (size_t i = 0; i < e->sig.input_count + e->sig.output_count; i++) {
         const port *p = i < e->sig.input_count ? &e->sig.inputs[i] : &e->sig.outputs[i - e->sig.input_count];
         if (asked == DPI_DTYPE_NONE || (dtype_is_float(p->dtype) && p->dtype != asked && p->dtype != DPI_F64))
             return error_set(error, DPI_E_DEVICE,
-                             "%s: ONNX Runtime's CPU provider computes in the model's own precision (%s is %s); leave "
+                             "%s: ONNX Runtime's provider %s computes in the model's own precision (%s is %s); leave "
                              "--precision out, convert the model, or use the backend openvino",
-                             options->device->name, p->name, dpi_dtype_name(p->dtype));
+                             options->device->name, options->provider ? options->provider : "CPU", p->name,
+                             dpi_dtype_name(p->dtype));
     }
     return DPI_OK;
 }
@@ -466,6 +588,7 @@ static dpi_status ort_open(backend_library *library, const backend_open_options 
         status = read_outputs(e, options, error);
     if (!status)
         status = check_precision(e, options, error);
+    sort_outputs(e);
     if (status) {
         ort_close(e);
         return status;
@@ -487,6 +610,7 @@ static dpi_status make_value(const backend_engine *e, const port *p, const backe
                              dpi_error *error)
 {
     size_t bytes;
+    *value = NULL;
     if (!shape_bytes(p->dtype, a->shape, a->rank, &bytes))
         return error_set(error, DPI_E_INTERNAL, "a call has no complete shape for %s", p->name);
     return take_status(e->library,
@@ -502,34 +626,57 @@ static void release_values(const backend_engine *e, ort_opaque **values, size_t 
             e->library->api.ReleaseValue(values[i]);
 }
 
+static dpi_status copy_outputs(const backend_engine *e, const backend_call *call, dpi_error *error)
+{
+    for (size_t i = 0; i < e->copy_count; i++) {
+        const output_copy *copy = &e->copies[i];
+        const backend_array *to = &call->outputs[copy->output];
+        const backend_array *from = copy->from_input ? &call->inputs[copy->source] : &call->outputs[copy->source];
+        const port *p = &e->sig.outputs[copy->output];
+        char got[SHAPE_TEXT_SIZE], want[SHAPE_TEXT_SIZE];
+        size_t bytes;
+        if (from->rank != to->rank || memcmp(from->shape, to->shape, (size_t)to->rank * sizeof *to->shape) != 0)
+            return error_set(error, DPI_E_ENGINE, "the output %s has the shape %s, not %s", p->name,
+                             shape_text(from->shape, from->rank, got), shape_text(to->shape, to->rank, want));
+        if (!shape_bytes(p->dtype, to->shape, to->rank, &bytes))
+            return error_set(error, DPI_E_INTERNAL, "a call has no complete shape for %s", p->name);
+        memcpy(to->data, from->data, bytes);
+    }
+    return DPI_OK;
+}
+
 static dpi_status ort_run(backend_engine *e, const backend_call *call, backend_timing *timing, dpi_error *error)
 {
     (void)timing;
-    ort_opaque *inputs[PORT_MAX] = {NULL}, *outputs[PORT_MAX] = {NULL};
+    ort_opaque *inputs[PORT_MAX], *outputs[PORT_MAX];
+    size_t in = 0, out = 0;
     dpi_status status = DPI_OK;
-    for (size_t i = 0; i < e->sig.input_count && !status; i++)
-        status = make_value(e, &e->sig.inputs[i], &call->inputs[i], &inputs[i], error);
-    for (size_t o = 0; o < e->sig.output_count && !status; o++)
-        status = make_value(e, &e->sig.outputs[o], &call->outputs[o], &outputs[o], error);
-    if (!status) /* an output of another shape than its memory is an error of the library's */
+    for (; in < e->sig.input_count && !status; in++)
+        status = make_value(e, &e->sig.inputs[in], &call->inputs[in], &inputs[in], error);
+    for (; out < e->computed_count && !status; out++)
+        status =
+            make_value(e, &e->sig.outputs[e->computed[out]], &call->outputs[e->computed[out]], &outputs[out], error);
+    if (!status && out) /* an output of another shape than its memory is an error of the library's */
         status = take_status(e->library,
                              e->library->api.Run(e->session, NULL, e->input_names, (const ort_opaque *const *)inputs,
-                                                 e->sig.input_count, e->output_names, e->sig.output_count, outputs),
+                                                 e->sig.input_count, e->computed_names, out, outputs),
                              DPI_E_ENGINE, "the model failed", error);
-    release_values(e, inputs, e->sig.input_count);
-    release_values(e, outputs, e->sig.output_count);
-    return status;
+    release_values(e, inputs, in);
+    release_values(e, outputs, out);
+    return status ? status : copy_outputs(e, call, error);
 }
 
 /* ---- shapes ----------------------------------------------------------------------------------------------------- */
 
-/* Output axes that are numbers or share a symbol with an input's axis; false when some are left open. */
+/* Output axes that are numbers or share a symbol with an input's axis; false when some are left open. No axes at all
+ * may also mean that the model does not say how many there are. */
 static bool resolve_symbols(const backend_engine *e, const backend_array *inputs, backend_array *outputs)
 {
     bool all = true;
     for (size_t o = 0; o < e->sig.output_count; o++) {
         const port *p = &e->sig.outputs[o];
         outputs[o].rank = p->rank;
+        all &= p->rank > 0;
         for (int k = 0; k < p->rank; k++) {
             const char *symbol = e->output_symbols[o][k];
             outputs[o].shape[k] = p->shape[k];
@@ -556,8 +703,11 @@ static dpi_status read_output_shapes(const backend_engine *e, ort_opaque *const 
         if (!status)
             status = take_status(e->library, api->GetDimensionsCount(tensor, &rank), DPI_E_MODEL,
                                  e->sig.outputs[o].name, error);
-        if (!status && rank > DPI_MAX_RANK)
-            status = error_set(error, DPI_E_MODEL, "the output %s has %zu axes", e->sig.outputs[o].name, rank);
+        if (!status && rank != (size_t)e->sig.outputs[o].rank)
+            status = error_set(error, DPI_E_MODEL,
+                               "the model does not say how many axes its output %s has (%zu in a first run); give it a "
+                               "shape in the model, or choose other outputs with --output",
+                               e->sig.outputs[o].name, rank);
         outputs[o].rank = (int)rank;
         if (!status)
             status = take_status(e->library, api->GetDimensions(tensor, outputs[o].shape, rank), DPI_E_MODEL,

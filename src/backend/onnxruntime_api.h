@@ -76,6 +76,12 @@ enum { ORT_TYPE_TENSOR = 1 }; /* ONNX_TYPE_TENSOR of ONNXType */
     X(GetAvailableProviders, 125, ort_opaque *, (char ***names, int *count))                                           \
     X(ReleaseAvailableProviders, 126, ort_opaque *, (char **names, int count))                                         \
     X(AddSessionConfigEntry, 130, ort_opaque *, (ort_opaque * options, const char *key, const char *value))            \
+    X(SessionOptionsAppendExecutionProvider_TensorRT_V2, 170, ort_opaque *,                                            \
+      (ort_opaque * options, const ort_opaque *tensorrt_options))                                                      \
+    X(CreateTensorRTProviderOptions, 171, ort_opaque *, (ort_opaque * *tensorrt_options))                              \
+    X(UpdateTensorRTProviderOptions, 172, ort_opaque *,                                                                \
+      (ort_opaque * tensorrt_options, const char *const *keys, const char *const *values, size_t count))               \
+    X(ReleaseTensorRTProviderOptions, 174, void, (ort_opaque * tensorrt_options))                                      \
     X(SessionOptionsAppendExecutionProvider_CUDA_V2, 204, ort_opaque *,                                                \
       (ort_opaque * options, const ort_opaque *cuda_options))                                                          \
     X(CreateCUDAProviderOptions, 205, ort_opaque *, (ort_opaque * *cuda_options))                                      \
@@ -83,7 +89,8 @@ enum { ORT_TYPE_TENSOR = 1 }; /* ONNX_TYPE_TENSOR of ONNXType */
       (ort_opaque * cuda_options, const char *const *keys, const char *const *values, size_t count))                   \
     X(ReleaseCUDAProviderOptions, 208, void, (ort_opaque * cuda_options))                                              \
     X(SessionOptionsAppendExecutionProvider, 216, ort_opaque *,                                                        \
-      (ort_opaque * options, const char *provider, const char *const *keys, const char *const *values, size_t count))
+      (ort_opaque * options, const char *provider, const char *const *keys, const char *const *values, size_t count))  \
+    X(SetUserLoggingFunction, 266, ort_opaque *, (ort_opaque * options, ort_log_fn log, void *context))
 
 typedef struct ort_api {
 #define X(name, slot, result, arguments) result(*name) arguments;
