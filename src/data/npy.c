@@ -135,7 +135,8 @@ static dpi_status read_dict(reader *r, const char *name, npy_header *h, dpi_erro
             break;
         }
     }
-    if (!good || !has_descr || !has_order || !has_shape)
+    skip_blanks(r);
+    if (!good || !has_descr || !has_order || !has_shape || r->at != r->end)
         return error_set(error, DPI_E_DATA,
                          "%s has a header that is not valid (descr, fortran_order, shape, of at most "
                          "%d axes, none negative)",

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -18,35 +19,78 @@ static bool ends_with(const char *text, const char *end)
     return length > tail && strcmp(text + length - tail, end) == 0;
 }
 
+static bool same_file(const struct stat *a, const struct stat *b)
+{
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+/* Opens FILE.part, into s->fd if it is a file that nobody else holds. */
+static dpi_status open_and_lock(sink *s, struct stat *opened, dpi_error *error)
+{
+    int fd = open(s->part, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+    if (fd < 0) {
+        bool full = errno == ENOSPC || errno == EDQUOT || errno == EIO;
+        return error_set_errno(error, full ? DPI_E_IO : DPI_E_DATA, errno, "cannot create %s", s->part);
+    }
+    dpi_status status = DPI_OK;
+    if (fstat(fd, opened) != 0)
+        status = error_set_errno(error, DPI_E_IO, errno, "cannot read %s", s->part);
+    else if (!S_ISREG(opened->st_mode))
+        status = error_set(error, DPI_E_DATA, "%s exists and is not a regular file", s->part);
+    else if (flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) /* a file system without locks: go on */
+        status = error_set(error, DPI_E_DATA, "%s is being written by another run", s->part);
+    if (status)
+        close(fd);
+    else
+        s->fd = fd;
+    return status;
+}
+
 /* Opens FILE.part for us alone. */
 static dpi_status open_part(sink *s, const sink_options *options, dpi_error *error)
 {
-    struct stat info;
+    struct stat info, opened;
     if (stat(s->spec, &info) == 0) {
         if (!S_ISREG(info.st_mode))
             return error_set(error, DPI_E_DATA, "%s exists and is not a regular file", s->spec);
         if (options->no_overwrite)
             return error_set(error, DPI_E_DATA, "%s exists already", s->spec);
     }
-    s->fd = open(s->part, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
-    if (s->fd < 0) {
-        bool full = errno == ENOSPC || errno == EDQUOT || errno == EIO;
-        return error_set_errno(error, full ? DPI_E_IO : DPI_E_DATA, errno, "cannot create %s", s->part);
-    }
-    if (flock(s->fd, LOCK_EX | LOCK_NB) != 0) {
+    /* A run that ends between our open and our lock has renamed or removed what we opened: emptying that would destroy
+     * its result. Only what still has the name is ours. */
+    for (int tries = 0; tries < 100; tries++) {
+        dpi_status status = open_and_lock(s, &opened, error);
+        if (status)
+            return status;
+        if (lstat(s->part, &info) == 0 && same_file(&info, &opened))
+            return ftruncate(s->fd, 0) == 0 ? DPI_OK
+                                            : error_set_errno(error, DPI_E_IO, errno, "cannot empty %s", s->part);
         close(s->fd);
         s->fd = -1;
-        return error_set(error, DPI_E_DATA, "%s is being written by another run", s->part);
     }
-    if (ftruncate(s->fd, 0) != 0)
-        return error_set_errno(error, DPI_E_IO, errno, "cannot empty %s", s->part);
-    return DPI_OK;
+    return error_set(error, DPI_E_DATA, "%s is being written by other runs", s->part);
+}
+
+dpi_status sink_check_limit(const sink *s, uint64_t bytes, dpi_error *error)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY || bytes <= limit.rlim_cur)
+        return DPI_OK;
+    return error_set(error, DPI_E_IO, "%s needs %llu bytes and a file may have %llu here; raise ulimit -f", s->part,
+                     (unsigned long long)bytes, (unsigned long long)limit.rlim_cur);
 }
 
 /* All of the file's blocks now, so that a full disk is an error here and not a signal or a hole later. */
 static dpi_status preallocate(sink *s, uint64_t bytes, dpi_error *error)
 {
-    if (!bytes || fallocate(s->fd, 0, 0, (off_t)bytes) == 0)
+    dpi_status status = sink_check_limit(s, bytes, error);
+    if (status || !bytes)
+        return status;
+    int bad;
+    do
+        bad = fallocate(s->fd, 0, 0, (off_t)bytes);
+    while (bad && errno == EINTR);
+    if (!bad)
         return DPI_OK;
     int number = errno;
     struct statvfs disk;
@@ -111,6 +155,13 @@ const char *sink_spec(const sink *s) { return s->spec; }
 int sink_fd(const sink *s) { return s->kind == SINK_NPY ? s->fd : -1; }
 uint64_t sink_data_offset(const sink *s) { return s->data_offset; }
 size_t sink_record_bytes(const sink *s) { return s->kind == SINK_CSV ? s->top * sizeof(sink_top) : 0; }
+
+bool sink_same_file(const sink *s, int fd)
+{
+    struct stat target, source;
+    return s->kind != SINK_NONE && stat(s->spec, &target) == 0 && fstat(fd, &source) == 0 &&
+           same_file(&target, &source);
+}
 
 dpi_status sink_finish(sink *s, dpi_error *error)
 {

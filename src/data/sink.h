@@ -36,6 +36,9 @@ int sink_fd(const sink *s);               /* SINK_NPY: what workers write to, el
 uint64_t sink_data_offset(const sink *s); /* SINK_NPY: of row 0 */
 size_t sink_record_bytes(const sink *s);  /* SINK_CSV: of one row's record, else 0 */
 
+/* Whether the open file `fd` is the one that finishing will replace: a source that would be lost. */
+bool sink_same_file(const sink *s, int fd);
+
 /* Worker's side of a CSV sink: the top classes of `rows` rows of an output of `port`, one record per row.
  * A record is `top` pairs (uint32 class, float32 value), best first; ties go to the lower class; NaN counts as lowest.
  */

@@ -2,6 +2,7 @@
 #include "base/file.h"
 #include "data/sink_kind.h"
 
+#include <locale.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,18 +23,20 @@ static dpi_status read_labels(sink *s, const char *path, size_t classes, dpi_err
     s->labels = calloc(classes, sizeof *s->labels);
     if (!s->labels)
         return error_set(error, DPI_E_SYSTEM, "out of memory");
-    char *at = s->label_text, *end = at + bytes;
-    for (; at < end && s->label_count < classes; s->label_count++) {
-        s->labels[s->label_count] = at;
+    size_t lines = 0;
+    for (char *at = s->label_text, *end = at + bytes; at < end; lines++) {
         char *newline = memchr(at, '\n', (size_t)(end - at)), *stop = newline ? newline : end;
-        at = newline ? newline + 1 : end;
         *stop = 0;
-        if (stop > s->labels[s->label_count] && stop[-1] == '\r')
+        if (stop > at && stop[-1] == '\r')
             stop[-1] = 0;
+        if (lines < classes)
+            s->labels[lines] = at;
+        at = newline ? newline + 1 : end;
     }
-    if (s->label_count < classes || at < end)
-        return error_set(error, DPI_E_DATA, "%s has %s lines and the model has %zu classes", path,
-                         s->label_count < classes ? "fewer" : "more", classes);
+    if (lines != classes)
+        return error_set(error, DPI_E_DATA, "%s has %zu lines and the model has %zu classes; give one line to each",
+                         path, lines, classes);
+    s->label_count = classes;
     return DPI_OK;
 }
 
@@ -58,26 +61,37 @@ dpi_status sink_csv_start(sink *s, const sink_options *options, dpi_error *error
     return DPI_OK;
 }
 
+/* By what classes are ordered: as doubles, since two float64 or int32 scores may be one float32. Records lie in memory
+ * that all workers write, so a class read back from there is checked. */
+static double score_of(dpi_dtype dtype, const void *row, size_t class_index, size_t classes)
+{
+    double v = class_index < classes ? dtype_get(dtype, row, class_index) : -INFINITY;
+    return v != v ? -INFINITY : v;
+}
+
+static void top_of_row(dpi_dtype dtype, const void *row, size_t classes, size_t top, sink_top *best)
+{
+    size_t found = 0;
+    double worst = 0;                      /* of those in `best` */
+    for (size_t c = 0; c < classes; c++) { /* insertion: top is small */
+        double v = score_of(dtype, row, c, classes);
+        if (found == top && !(v > worst))
+            continue;
+        size_t at = found < top ? found++ : top - 1;
+        for (; at > 0 && v > score_of(dtype, row, best[at - 1].class_index, classes); at--)
+            best[at] = best[at - 1];
+        best[at] = (sink_top){.class_index = (uint32_t)c, .value = (float)v};
+        worst = score_of(dtype, row, best[found - 1].class_index, classes);
+    }
+}
+
 void sink_top_records(const port *output, const void *rows_data, size_t rows, size_t top, sink_top *records)
 {
     size_t classes = 0;
     shape_elements(output->shape, 1, output->rank, &classes);
     size_t row_bytes = classes * dpi_dtype_size(output->dtype);
-    for (size_t r = 0; r < rows; r++) {
-        const char *row = (const char *)rows_data + r * row_bytes;
-        sink_top *best = records + r * top;
-        size_t found = 0;
-        for (size_t c = 0; c < classes; c++) { /* insertion: top is small */
-            double v = dtype_get(output->dtype, row, c);
-            float value = v != v ? -INFINITY : (float)v;
-            if (found == top && !(value > best[top - 1].value))
-                continue;
-            size_t at = found < top ? found++ : top - 1;
-            for (; at > 0 && value > best[at - 1].value; at--)
-                best[at] = best[at - 1];
-            best[at] = (sink_top){.class_index = (uint32_t)c, .value = value};
-        }
-    }
+    for (size_t r = 0; r < rows; r++)
+        top_of_row(output->dtype, (const char *)rows_data + r * row_bytes, classes, top, records + r * top);
 }
 
 static void add_label(sink *s, uint32_t class_index)
@@ -97,18 +111,17 @@ static void add_label(sink *s, uint32_t class_index)
     text_add(&s->buffer, "\"");
 }
 
-/* The shortest form that reads back as the same float, with a point in any locale. */
+/* The shortest form that reads back as the same float. */
 static void add_score(sink *s, float value)
 {
     char number[32];
-    for (int digits = 6; digits <= 9; digits++) {
+    if (value != value)
+        snprintf(number, sizeof number, "nan"); /* without the sign that it may have */
+    for (int digits = 6; value == value && digits <= 9; digits++) {
         snprintf(number, sizeof number, "%.*g", digits, (double)value);
         if (strtof(number, NULL) == value)
             break;
     }
-    for (char *c = number; *c; c++)
-        if (*c == ',')
-            *c = '.';
     text_add(&s->buffer, ",%s", number);
 }
 
@@ -116,13 +129,15 @@ dpi_status sink_csv_flush(sink *s, dpi_error *error)
 {
     if (s->buffer.failed)
         return error_set(error, DPI_E_SYSTEM, "out of memory while writing %s", s->spec);
-    dpi_status status = file_write_at(s->fd, s->buffer.data, s->buffer.length, s->written, s->part, error);
+    dpi_status status = sink_check_limit(s, s->written + s->buffer.length, error);
+    if (!status)
+        status = file_write_at(s->fd, s->buffer.data, s->buffer.length, s->written, s->part, error);
     s->written += s->buffer.length;
     s->buffer.length = 0;
     return status;
 }
 
-dpi_status sink_write_records(sink *s, uint64_t first_row, const sink_top *records, size_t rows, dpi_error *error)
+static dpi_status write_records(sink *s, uint64_t first_row, const sink_top *records, size_t rows, dpi_error *error)
 {
     for (size_t r = 0; r < rows; r++) {
         text_add(&s->buffer, "%llu", (unsigned long long)(first_row + r));
@@ -138,4 +153,17 @@ dpi_status sink_write_records(sink *s, uint64_t first_row, const sink_top *recor
             return status;
     }
     return DPI_OK;
+}
+
+dpi_status sink_write_records(sink *s, uint64_t first_row, const sink_top *records, size_t rows, dpi_error *error)
+{
+    /* Numbers have a point in the C locale alone; the program's may write others, of several bytes even. */
+    locale_t plain = newlocale(LC_NUMERIC_MASK, "C", (locale_t)0);
+    if (!plain)
+        return error_set(error, DPI_E_SYSTEM, "out of memory while writing %s", s->spec);
+    locale_t callers = uselocale(plain);
+    dpi_status status = write_records(s, first_row, records, rows, error);
+    uselocale(callers);
+    freelocale(plain);
+    return status;
 }

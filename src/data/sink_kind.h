@@ -23,6 +23,8 @@ struct sink {
 
 /* Reads the labels and writes the header line. */
 dpi_status sink_csv_start(sink *s, const sink_options *options, dpi_error *error);
+/* Whether the file may grow to `bytes`: past RLIMIT_FSIZE the kernel would send a signal that ends the program. */
+dpi_status sink_check_limit(const sink *s, uint64_t bytes, dpi_error *error);
 /* Writes what is buffered. */
 dpi_status sink_csv_flush(sink *s, dpi_error *error);
 

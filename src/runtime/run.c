@@ -130,6 +130,10 @@ static dpi_status open_sinks(run *r, dpi_error *error)
         dpi_status status = sink_create(specs[o] ? specs[o] : "none", &options, &r->sinks[o], error);
         if (status)
             return status;
+        for (size_t i = 0; i < s->sig.input_count; i++)
+            if (r->sources[i] && source_fd(r->sources[i]) >= 0 && sink_same_file(r->sinks[o], source_fd(r->sources[i])))
+                return error_set(error, DPI_E_ARGUMENT, "%s is a source of this run; write the results to another file",
+                                 specs[o]);
         r->record_bytes[o] = sink_record_bytes(r->sinks[o]);
         r->has_csv |= sink_kind_of(r->sinks[o]) == SINK_CSV;
     }

@@ -1,6 +1,7 @@
 /* The one thread of ours in the caller's process: starts workers, reads what they say, notices when they die or hang.
  */
 #include "base/clock.h"
+#include "data/sigbus.h"
 #include "runtime/batch.h"
 
 #include "dpi_build.h"
@@ -151,7 +152,7 @@ static void fail_dead(dpi_session *s, size_t w, int signal_number, int code)
         snprintf(how, sizeof how, "left with exit code %d", code);
     else
         snprintf(how, sizeof how, "ended (this program reaped it before dpinfer could see how)");
-    if (code == 74 && k->page->sigbus_source)
+    if (code == SIGBUS_EXIT_CODE && k->page->sigbus_source)
         error_set(&error, DPI_E_IO, "source %u shrank while worker %zu (%s) read it: byte %llu is gone",
                   k->page->sigbus_source, w, s->devices.items[w].name, (unsigned long long)k->page->sigbus_offset);
     else

@@ -116,6 +116,9 @@ for name, what in hostile.items():
 run("run", model, "--input", work / "empty.npy", code=2, says="empty.npy")
 os.mkfifo(work / "fifo.npy")
 run("run", model, "--input", work / "fifo.npy", code=2, says="fifo.npy")
+before = good.read_bytes()
+run("run", model, "--input", good, "--output", good, code=2, says="is a source of this run")
+assert good.read_bytes() == before and not list(work.glob("*.part")), "a refused run touched its source"
 assert not list(work.glob("never*")), "a failed run left files"
 
 # Libraries that are none

@@ -91,6 +91,8 @@ static void bad_headers(void **state)
         {"{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4)", "not valid"},
         {"{'descr': '<f4', 'descr': '<f4'" REST, "not valid"},
         {"{'descr': '<f4', 'extra': 1" REST, "not valid"},
+        {"{'descr': '<f4'" REST " x", "not valid"},
+        {"{'descr': '<f4'" REST "}", "not valid"},
         {"{'descr': '<f4', 'fortran_order': 0, 'shape': (3,)}", "not valid"},
         {"{'descr': '<f4', 'fortran_order': False, 'shape': (3)}", "not valid"},
         {"{'descr': '<f4', 'fortran_order': False, 'shape': 3}", "not valid"},

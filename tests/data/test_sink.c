@@ -144,6 +144,37 @@ static void one_writer_at_a_time(void **state)
     assert_int_equal(info.st_size, 128 + 160);
 }
 
+/* A source must not be replaced by its own results: the caller asks, whatever the names look like. */
+static void its_own_source_is_known(void **state)
+{
+    (void)state;
+    sink_options o = {.output = &scores, .rows = 10};
+    dpi_error error;
+    sink *s = create(npy, &o);
+    int nothing = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    assert_false(sink_same_file(s, nothing)); /* there is no file of that name yet */
+    assert_int_equal(sink_finish(s, &error), DPI_OK);
+    sink_close(s);
+    char link_name[128], indirect[128];
+    snprintf(link_name, sizeof link_name, "%s/hard.npy", folder);
+    snprintf(indirect, sizeof indirect, "%s/../%s/y.npy", folder, strrchr(folder, '/') + 1);
+    assert_int_equal(link(npy, link_name), 0);
+    int fd = open(npy, O_RDONLY | O_CLOEXEC);
+    const char *const names[] = {npy, link_name, indirect};
+    for (int i = 0; i < 3; i++) {
+        s = create(names[i], &o);
+        assert_true(sink_same_file(s, fd));
+        assert_false(sink_same_file(s, nothing));
+        assert_false(sink_same_file(s, -1));
+        sink_close(s);
+    }
+    s = create(csv, &o);
+    assert_false(sink_same_file(s, fd));
+    sink_close(s);
+    close(fd);
+    close(nothing);
+}
+
 static void bad_specs(void **state)
 {
     (void)state;
@@ -190,6 +221,21 @@ static void the_top_of_a_row(void **state)
         for (int i = 0; i < 3; i++)
             assert_int_equal(records[r][i].class_index, want[r][i]);
     assert_true(records[0][0].value == 3 && records[4][0].value == INFINITY);
+    /* Scores that are one and the same float32 still have an order. */
+    static const double close_doubles[] = {1, 1 + 1e-12, 1 + 2e-12, 1e300};
+    static const int32_t close_integers[] = {16777216, 16777217, -1, 16777217};
+    port wide = {.dtype = DPI_F64, .rank = 2, .shape = {-1, 4}};
+    sink_top three[3];
+    sink_top_records(&wide, close_doubles, 1, 3, three);
+    assert_int_equal(three[0].class_index, 3);
+    assert_true(three[0].value == INFINITY);
+    assert_int_equal(three[1].class_index, 2);
+    assert_int_equal(three[2].class_index, 1);
+    wide.dtype = DPI_I32;
+    sink_top_records(&wide, close_integers, 1, 3, three);
+    assert_int_equal(three[0].class_index, 1);
+    assert_int_equal(three[1].class_index, 3);
+    assert_int_equal(three[2].class_index, 0);
     /* Other dtypes, and all the classes. */
     static const int8_t small[] = {-5, 7, 7, -128};
     port p = {.dtype = DPI_I8, .rank = 2, .shape = {-1, 4}};
@@ -278,12 +324,12 @@ static void hostile_records(void **state)
     sink_options o = {.output = &scores, .rows = 1, .labels_path = labels};
     dpi_error error;
     sink *s = create(csv, &o);
-    sink_top record = {.class_index = UINT32_MAX, .value = NAN};
+    sink_top record = {.class_index = UINT32_MAX, .value = -(float)NAN};
     assert_int_equal(sink_write_records(s, 0, &record, 1, &error), DPI_OK);
     assert_int_equal(sink_finish(s, &error), DPI_OK);
     sink_close(s);
     char *text = text_of(csv);
-    assert_non_null(strstr(text, "4294967295"));
+    assert_string_equal(text, "row,class,score\n0,4294967295,nan\n");
     free(text);
 }
 
@@ -305,13 +351,16 @@ static void csv_needs_scores(void **state)
     o.labels_path = labels;
     unlink(labels);
     assert_true(sink_create(csv, &o, &s, &error) != DPI_OK);
-    static const char *const texts[] = {"a\nb\nc\n", "a\nb\nc\nd\ne\n", ""};
+    static const char *const texts[] = {"a\nb\nc\n", "a\nb\nc\nd\r\n\r\n", ""}, *const counts[] = {"has 3", "has 5",
+                                                                                                   "has 0"};
     for (int i = 0; i < 3; i++) {
         FILE *f = fopen(labels, "we");
         fputs(texts[i], f);
         fclose(f);
         assert_int_equal(sink_create(csv, &o, &s, &error), DPI_E_DATA);
         assert_non_null(strstr(error.message, labels));
+        assert_non_null(strstr(error.message, counts[i]));
+        assert_non_null(strstr(error.message, "4 classes"));
     }
     unlink(labels);
     assert_int_equal(count_files(), 0);
@@ -322,13 +371,10 @@ static void csv_needs_scores(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        SINK_TEST(npy_is_whole_or_absent),
-        SINK_TEST(one_writer_at_a_time),
-        SINK_TEST(bad_specs),
-        SINK_TEST(the_top_of_a_row),
-        SINK_TEST(csv_text),
-        SINK_TEST(many_csv_rows),
-        SINK_TEST(hostile_records),
+        SINK_TEST(npy_is_whole_or_absent),  SINK_TEST(one_writer_at_a_time),
+        SINK_TEST(its_own_source_is_known), SINK_TEST(bad_specs),
+        SINK_TEST(the_top_of_a_row),        SINK_TEST(csv_text),
+        SINK_TEST(many_csv_rows),           SINK_TEST(hostile_records),
         SINK_TEST(csv_needs_scores),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);

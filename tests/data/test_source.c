@@ -142,6 +142,95 @@ static void a_file_that_shrank_is_an_error_when_copied(void **state)
     source_close(s);
 }
 
+/* A file that ends anywhere, header or data, is refused; only the whole one is read. */
+static void a_file_cut_anywhere(void **state)
+{
+    (void)state;
+    write_rows(9, 3, 0);
+    int fd = open(path, O_RDWR | O_CLOEXEC), before = count_fds();
+    off_t whole = lseek(fd, 0, SEEK_END);
+    assert_int_equal(whole, 128 + 9 * 12);
+    for (off_t size = whole + 5; size >= 0; size--) { /* what follows the data is not looked at */
+        assert_int_equal(ftruncate(fd, size), 0);
+        source *s;
+        dpi_error error = {0};
+        dpi_status status = source_open(path, fd, &s, &error);
+        if (status != (size < whole ? DPI_E_DATA : DPI_OK) || (status && !strstr(error.message, "cut short")))
+            fail_msg("%lld bytes: %s", (long long)size, error.message);
+        if (size >= 128 && size < whole) {
+            char held[64];
+            snprintf(held, sizeof held, "%lld of 108 bytes", (long long)size - 128);
+            assert_non_null(strstr(error.message, held));
+        }
+        source_close(s);
+    }
+    assert_int_equal(count_fds(), before);
+    close(fd);
+}
+
+static void no_rows(void **state)
+{
+    (void)state;
+    write_rows(0, 3, 0);
+    source *s = open_good(path, -1), *none = open_good("random:3:uint8:0", -1);
+    const void *rows;
+    bool in_place;
+    assert_int_equal(source_rows(s), 0);
+    assert_int_equal(source_rows_at(s, 0, 0, NULL, false, &rows, &in_place, NULL), DPI_OK);
+    assert_int_equal(source_rows_at(s, 0, 0, NULL, true, &rows, &in_place, NULL), DPI_OK);
+    assert_int_equal(source_rows_at(none, 0, 0, NULL, false, &rows, &in_place, NULL), DPI_OK);
+    source_will_need(s, 0, 1);
+    source_close(s);
+    source_close(none);
+}
+
+static void links_yes_devices_no(void **state)
+{
+    (void)state;
+    char name[128];
+    snprintf(name, sizeof name, "%s/link.npy", folder);
+    write_rows(4, 3, 0);
+    assert_int_equal(symlink(path, name), 0);
+    source *s = open_good(name, -1);
+    assert_int_equal(source_rows(s), 4);
+    source_close(s);
+    unlink(name);
+    static const char *const no[] = {"/dev/zero", "/dev/null", "/proc/self", "/nonexistent"};
+    for (size_t i = 0; i < sizeof no / sizeof no[0]; i++) {
+        dpi_error error = {0};
+        assert_int_equal(symlink(no[i], name), 0);
+        assert_int_equal(source_open(name, -1, &s, &error), DPI_E_DATA);
+        assert_non_null(strstr(error.message, name));
+        unlink(name);
+    }
+}
+
+/* Row 2^40 - 1 is there at once, and every dtype comes out as the same bytes however it is asked for. */
+static void far_random_rows(void **state)
+{
+    (void)state;
+#define X(dtype, number, bytes, text) text,
+    static const char *const names[] = {DPI_DTYPE_LIST(X)};
+#undef X
+    for (size_t d = 0; d < sizeof names / sizeof names[0]; d++) {
+        char spec[80];
+        snprintf(spec, sizeof spec, "random:5:%s:1099511627776:18446744073709551615", names[d]);
+        source *s = open_good(spec, -1);
+        size_t row = 5 * dpi_dtype_size(source_port(s)->dtype);
+        uint64_t last = source_rows(s) - 1;
+        assert_int_equal(last, (1ull << 40) - 1);
+        unsigned char three[3 * 40], one[40];
+        const void *rows;
+        bool in_place;
+        source_rows_at(s, last - 2, 3, three, false, &rows, &in_place, NULL);
+        for (uint64_t r = 0; r < 3; r++) {
+            source_rows_at(s, last - 2 + r, 1, one, r & 1, &rows, &in_place, NULL);
+            assert_memory_equal(one, three + r * row, row);
+        }
+        source_close(s);
+    }
+}
+
 static void random_rows(void **state)
 {
     (void)state;
@@ -237,7 +326,11 @@ int main(void)
         cmocka_unit_test(npy_rows_by_every_way),
         cmocka_unit_test(by_descriptor),
         cmocka_unit_test(a_file_that_shrank_is_an_error_when_copied),
+        cmocka_unit_test(a_file_cut_anywhere),
+        cmocka_unit_test(no_rows),
+        cmocka_unit_test(links_yes_devices_no),
         cmocka_unit_test(random_rows),
+        cmocka_unit_test(far_random_rows),
         cmocka_unit_test(bad_specs),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
