@@ -2,7 +2,7 @@
  * The adapter to one inference library: one table of functions per backend. The worker knows only this table.
  *
  * Life of a backend in a worker:   load -> list_devices* -> open -> describe -> infer_shapes* -> run* -> close
- * A backend with depth > 1 has enqueue and wait instead of run.
+ * An engine of depth > 1 is driven by enqueue and wait instead of run.
  * Everything is called from one thread at a time per engine. Functions return DPI_OK or fill `error` with one
  * sentence that names the file or device; a library's own words are quoted in it. Nothing here aborts, prints or
  * keeps a pointer of the caller beyond the call, except where a comment says so.
@@ -14,6 +14,8 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "base/tensor.h"
+
+#define BACKEND_MAX_DEPTH 8
 
 /* A loaded library and a compiled model; each backend defines its own. */
 typedef struct backend_library backend_library;
@@ -75,10 +77,9 @@ typedef struct backend_call {
     backend_array *outputs;      /* in the order of describe; shapes as from infer_shapes; written in place */
 } backend_call;
 
-/* Parts of a call that the backend itself can tell apart, nanoseconds; those it cannot stay as they are (0). The
- * worker measures the whole and counts what is left as compute. */
+/* Parts of a call that the backend itself can tell apart, nanoseconds; those it cannot stay as they are (0). */
 typedef struct backend_timing {
-    uint64_t copy_in_ns, copy_out_ns;
+    uint64_t copy_in_ns, copy_out_ns, compute_ns; /* compute_ns 0: what is left of the whole */
 } backend_timing;
 
 typedef struct backend_library_info {
@@ -102,7 +103,6 @@ typedef struct backend {
     const char *name;
     const char *formats;      /* file suffixes it opens, separated by blanks: "onnx xml" */
     const char *device_kinds; /* "cpu" */
-    int depth;                /* calls in flight that pay: 1 on CPUs */
     backend_threading threading;
     bool single_flight;      /* compiling is dear: one worker builds, the others of its kind wait for the cache */
     bool deterministic_rows; /* false: rows may change with the slice size even in the model's precision */
@@ -117,6 +117,11 @@ typedef struct backend {
     /* Fills at most `capacity` entries and sets *count to how many there are. */
     dpi_status (*list_devices)(backend_library *library, backend_device_info *list, size_t capacity, size_t *count,
                                dpi_error *error);
+
+    /* Adds what decides a compiled engine beyond model, library version, CPU, threads, precision and options: the kind
+     * of GPU, its driver. For the cache's key. DPI_E_DEVICE when there is no such device. NULL: nothing. */
+    dpi_status (*hash_device)(backend_library *library, const backend_device *device, hash_state *state,
+                              dpi_error *error);
 
     /* Compiles (or imports) the model for the device. */
     dpi_status (*open)(backend_library *library, const backend_open_options *options, backend_engine **engine,
@@ -136,10 +141,13 @@ typedef struct backend {
     /* Told once, by probe_run, when the engine has passed its probe: what comes now is work. NULL: no use for it. */
     void (*ready)(backend_engine *engine);
 
-    /* depth 1: computes and returns when the outputs are written. NULL where there are enqueue and wait. */
+    /* Calls in flight that pay, 1 up to BACKEND_MAX_DEPTH. NULL: 1. */
+    int (*depth)(const backend_engine *engine);
+    /* depth 1: computes and returns when the outputs are written. NULL where every engine has more. */
     dpi_status (*run)(backend_engine *engine, const backend_call *call, backend_timing *timing, dpi_error *error);
-    /* depth > 1: starts a call in `slot` (0..depth-1, free again after its wait) and waits for it. The call and all
-     * memory it names stay until then. NULL where there is run. */
+    /* depth > 1: starts a call in `slot` (0..depth-1, free again after its wait) and waits for it; waits come in the
+     * order of the enqueues. The call and all memory it names stay until then. A failure of either leaves the slot free
+     * and none of the call's memory in use. NULL where no engine has more than depth 1. */
     dpi_status (*enqueue)(backend_engine *engine, int slot, const backend_call *call, dpi_error *error);
     dpi_status (*wait)(backend_engine *engine, int slot, backend_timing *timing, dpi_error *error);
 

@@ -750,7 +750,6 @@ const backend backend_onnxruntime = {
     .name = "onnxruntime",
     .formats = "onnx ort",
     .device_kinds = "cpu",
-    .depth = 1,
     .threading = BACKEND_ENGINES_INDEPENDENT,
     .deterministic_rows = true,
     .load = ort_load,

@@ -620,7 +620,6 @@ const backend backend_openvino = {
     .name = "openvino",
     .formats = "onnx xml",
     .device_kinds = "cpu",
-    .depth = 1,
     .threading = BACKEND_ONE_CPU_DEVICE,
     .deterministic_rows = true,
     .load = ov_load,

@@ -278,7 +278,6 @@ const backend backend_sim = {
     .name = "sim",
     .formats = "sim",
     .device_kinds = "sim",
-    .depth = 1,
     .threading = BACKEND_ENGINES_INDEPENDENT,
     .deterministic_rows = true,
     .load = sim_load,

@@ -334,7 +334,7 @@ dpi_status batch_submit(dpi_session *s, const dpi_batch *from, int64_t deadline_
         status = batch_shape_outputs(s, b, error);
     if (!status)
         status = batch_gather_outputs(s, from, b, error);
-    bool here = s->in_caller && s->count == 1;
+    bool here = s->in_caller && s->count == 1 && s->workers[0].report.depth == 1;
     if (!status && here)
         status = run_inline(s, b, error);
     pthread_mutex_lock(&s->lock);

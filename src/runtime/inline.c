@@ -1,5 +1,5 @@
-/* Thread isolation with one device: no hand-over, no copy; the caller's thread runs the engine on the caller's memory.
- */
+/* Thread isolation with one device of depth 1: no hand-over, no copy; the caller's thread runs the engine on the
+ * caller's memory. */
 #include "base/clock.h"
 #include "runtime/session.h"
 
@@ -9,10 +9,7 @@ static dpi_status run_slice(dpi_session *s, worker *w, backend_call *call, size_
 {
     backend_timing timing = {0};
     int64_t began_ns = clock_now_ns();
-    dpi_status status = w->depth == 1 ? s->backend->run(w->engine, call, &timing, error)
-                                      : s->backend->enqueue(w->engine, 0, call, error);
-    if (!status && w->depth > 1)
-        status = s->backend->wait(w->engine, 0, &timing, error);
+    dpi_status status = s->backend->run(w->engine, call, &timing, error);
     if (status)
         return status;
     atomic_fetch_add_explicit(&w->page->slices, 1, memory_order_relaxed);
@@ -55,7 +52,7 @@ dpi_status inline_forward(dpi_session *s, const void *const *inputs, int64_t (*i
         shape_row_bytes(s->sig.outputs[o].dtype, output_shapes[o], s->sig.outputs[o].rank, &out_bytes[o]);
     dpi_status status = DPI_OK;
     pthread_mutex_lock(&s->engine_lock);
-    flight *f = &w->flights[WORKER_MAX_DEPTH - 1]; /* the worker's own thread uses it too, under the same lock */
+    flight *f = &w->flights[BACKEND_MAX_DEPTH - 1]; /* the worker's own thread uses it too, under the same lock */
     for (size_t row = 0; row < rows && !status;) {
         size_t n = rows - row < s->max_rows ? rows - row : s->max_rows,
                call_rows = s->fixed_rows > n ? s->fixed_rows : n;

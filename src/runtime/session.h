@@ -181,7 +181,7 @@ dpi_status batch_submit_chunk(dpi_session *s, const shard_chunk *chunk, dpi_tick
 const void *batch_records(dpi_session *s, dpi_ticket ticket, size_t output);
 
 /* ---- inline.c ---- */
-/* Thread isolation with one device: the batch runs here and now on the caller's thread and memory. */
+/* Thread isolation with one device of depth 1: the batch runs here and now on the caller's thread and memory. */
 dpi_status inline_forward(dpi_session *s, const void *const *inputs, int64_t (*input_shapes)[DPI_MAX_RANK],
                           void *const *outputs, int64_t (*output_shapes)[DPI_MAX_RANK], size_t rows, dpi_error *error);
 

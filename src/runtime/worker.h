@@ -13,8 +13,6 @@
 
 #include <pthread.h>
 
-#define WORKER_MAX_DEPTH 8
-
 typedef struct worker_job worker_job; /* sources and sinks of a run; worker_job.h */
 
 /* Memory of a worker's own: for padded slices, rows read from files, and results on their way to one. */
@@ -47,6 +45,7 @@ typedef struct worker {
     const control *control;
     unsigned char *inputs, *outputs; /* the arenas; outputs begins with the claims */
     worker_page *page;
+    uint64_t inputs_registered, outputs_registered; /* how far the engine was told of the arenas' memory */
     int socket, event_fd, model_fd;
     logger log;
 
@@ -61,7 +60,7 @@ typedef struct worker {
     size_t max_rows, fixed_rows;       /* fixed_rows: the model's own */
     int depth;
 
-    flight flights[WORKER_MAX_DEPTH];
+    flight flights[BACKEND_MAX_DEPTH];
     unsigned flight_head, flight_count; /* ring: oldest at head */
     slot_cursor cursors[LAYOUT_SLOTS];
     uint32_t mail_seen;

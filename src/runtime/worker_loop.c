@@ -25,14 +25,15 @@ static void show_busy(worker *w, const flight *f)
 static void account(worker *w, const flight *f, backend_timing timing, int64_t computed_ns)
 {
     int64_t copies = (int64_t)(timing.copy_in_ns + timing.copy_out_ns);
+    int64_t compute = timing.compute_ns ? (int64_t)timing.compute_ns : computed_ns - f->loaded_ns - copies;
     add(&w->page->load_ns, f->loaded_ns - f->started_ns);
     add(&w->page->copy_in_ns, (int64_t)timing.copy_in_ns);
     add(&w->page->copy_out_ns, (int64_t)timing.copy_out_ns);
-    add(&w->page->compute_ns, computed_ns - f->loaded_ns - copies);
+    add(&w->page->compute_ns, compute);
 }
 
-/* The engine is through with the oldest flight (or never got it: `status`). */
-static void land(worker *w, flight *f, dpi_status status, backend_timing timing, dpi_error *error)
+/* The engine is through with a flight (or never got it: `status`); `others` are still in it. */
+static void land(worker *w, flight *f, unsigned others, dpi_status status, backend_timing timing, dpi_error *error)
 {
     int64_t computed_ns = clock_now_ns();
     if (!status) {
@@ -47,7 +48,7 @@ static void land(worker *w, flight *f, dpi_status status, backend_timing timing,
     f->used = false;
     /* Not busy before the word is terminal: the supervisor must never see an idle worker with a RUNNING slice. */
     worker_finish(w, f, status);
-    if (w->flight_count <= 1)
+    if (!others)
         show_busy(w, NULL);
 }
 
@@ -78,12 +79,12 @@ static bool take_off(worker *w, int64_t *look_again_ns)
             status = w->backend->run(w->engine, &f->call, &timing, &error);
         if (w->engine_lock)
             pthread_mutex_unlock(w->engine_lock);
-        land(w, f, status, timing, &error);
+        land(w, f, w->flight_count, status, timing, &error);
         return true;
     }
     status = w->backend->enqueue(w->engine, (int)index, &f->call, &error);
     if (status)
-        land(w, f, status, timing, &error);
+        land(w, f, w->flight_count, status, timing, &error);
     else
         w->flight_count++;
     return true;
@@ -97,7 +98,7 @@ static void land_oldest(worker *w)
     show_busy(w, f);
     backend_timing timing = {0};
     dpi_status status = w->backend->wait(w->engine, (int)w->flight_head, &timing, &error);
-    land(w, f, status, timing, &error);
+    land(w, f, w->flight_count - 1, status, timing, &error);
     w->flight_head = (w->flight_head + 1) % (unsigned)w->depth;
     w->flight_count--;
 }

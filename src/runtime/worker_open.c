@@ -68,7 +68,7 @@ static dpi_status map_model(worker *w, backend_model *model, dpi_error *error)
 }
 
 /* Everything that decides what the compiled engine is; see docs/architecture.md, Engine cache. */
-static hash128 engine_key(const worker *w, hash128 content)
+static dpi_status engine_key(const worker *w, hash128 content, hash128 *key, dpi_error *error)
 {
     const worker_setup *s = &w->setup;
     backend_library_info info = {0};
@@ -103,7 +103,10 @@ static hash128 engine_key(const worker *w, hash128 content)
         hash_add_text(h, s->backend_options[i].key);
         hash_add_text(h, s->backend_options[i].value);
     }
-    return hash_end(h);
+    dpi_status status =
+        w->backend->hash_device ? w->backend->hash_device(w->library, &s->device, h, error) : DPI_OK;
+    *key = hash_end(h);
+    return status;
 }
 
 static dpi_status open_engine(worker *w, backend_open_options *options, int import_fd, dpi_error *error)
@@ -182,8 +185,9 @@ static dpi_status load_and_open(worker *w, worker_report *report, hash128 *key, 
         log_warning(&w->log, "running without the engine cache: %s", problem.message);
     hash128 content;
     status = model_hash(store, &model, &content, error);
+    if (!status)
+        status = engine_key(w, content, key, error);
     if (!status) {
-        *key = engine_key(w, content);
         backend_open_options options = {.model = &model,
                                         .device = &s->device,
                                         .precision = s->precision,
@@ -276,7 +280,8 @@ static dpi_status build(worker *w, worker_report *report, dpi_error *error)
     if (w->backend->fingerprint)
         w->backend->fingerprint(w->engine, h);
     hash_to_hex(hash_end(h), report->fingerprint);
-    w->depth = w->backend->depth < 1 ? 1 : w->backend->depth > WORKER_MAX_DEPTH ? WORKER_MAX_DEPTH : w->backend->depth;
+    w->outputs_registered = LAYOUT_CLAIMS_BYTES; /* no rows stand before the claims' end */
+    w->depth = w->backend->depth ? w->backend->depth(w->engine) : 1;
     report->depth = w->depth;
     report->sig = w->sig;
     report->open_seconds = (double)(clock_now_ns() - began_ns) * 1e-9;
@@ -322,7 +327,7 @@ void worker_close(worker *w)
         w->backend->unload(w->library);
     if (w->model_data)
         munmap(w->model_data, w->model_bytes);
-    for (int i = 0; i < WORKER_MAX_DEPTH; i++)
+    for (int i = 0; i < BACKEND_MAX_DEPTH; i++)
         for (int k = 0; k < PORT_MAX; k++) {
             free(w->flights[i].in[k].data);
             free(w->flights[i].out[k].data);

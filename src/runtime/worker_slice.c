@@ -1,5 +1,6 @@
 /* Claiming slices, finding their rows, and finishing them. */
 #include "base/clock.h"
+#include "ipc/arena.h"
 #include "ipc/bell.h"
 #include "runtime/worker.h"
 #include "runtime/worker_job.h"
@@ -212,6 +213,16 @@ static dpi_status out_of_memory(dpi_error *error, size_t bytes)
     return error_set(error, DPI_E_SYSTEM, "the worker cannot allocate %zu bytes for a slice; lower --batch", bytes);
 }
 
+/* Tells the engine about the arena up to `end`, each byte once, so that a GPU copies from and to it directly. */
+static void register_up_to(worker *w, unsigned char *arena, uint64_t *done, uint64_t end, bool writable)
+{
+    end = (end + ARENA_GRAIN - 1) / ARENA_GRAIN * ARENA_GRAIN;
+    if (!w->backend->memory_register || end <= *done)
+        return;
+    w->backend->memory_register(w->engine, arena + *done, end - *done, writable);
+    *done = end;
+}
+
 static dpi_status prepare_inputs(worker *w, const batch_desc *b, flight *f, dpi_error *error)
 {
     for (uint32_t i = 0; i < b->input_count; i++) {
@@ -223,6 +234,7 @@ static dpi_status prepare_inputs(worker *w, const batch_desc *b, flight *f, dpi_
         }
         if (f->flags & BATCH_SHARD)
             continue; /* worker_job_load */
+        register_up_to(w, w->inputs, &w->inputs_registered, in->offset + b->rows * in->row_bytes, false);
         unsigned char *rows = w->inputs + in->offset + f->first_row * in->row_bytes;
         f->inputs[i].data = rows;
         if (f->call_rows == f->rows)
@@ -243,8 +255,10 @@ static dpi_status prepare_outputs(worker *w, const batch_desc *b, flight *f, dpi
         const layout_array *out = &b->outputs[i];
         set_array(&f->outputs[i], out, f->call_rows);
         f->outputs[i].data = w->outputs + out->offset + f->first_row * out->row_bytes;
-        if (in_place)
+        if (in_place) {
+            register_up_to(w, w->outputs, &w->outputs_registered, out->offset + b->rows * out->row_bytes, true);
             continue;
+        }
         if (!scratch_ensure(&f->out[i], out->row_bytes * f->call_rows))
             return out_of_memory(error, out->row_bytes * f->call_rows);
         f->outputs[i].data = f->out[i].data;
@@ -301,7 +315,10 @@ static void count_slice(worker *w, const flight *f, int64_t now_ns)
     add(&page->slices, 1);
     add(&page->rows, f->rows);
     add(&page->stolen, f->stolen);
-    uint64_t ns = (uint64_t)(now_ns - f->started_ns), limit = (1ull << 40) - 1;
+    /* What the slice added: with several in flight the one before it may have ended after this one was begun. */
+    int64_t before_ns = atomic_load_explicit(&page->finished_ns, memory_order_relaxed);
+    int64_t began_ns = before_ns > f->started_ns ? before_ns : f->started_ns;
+    uint64_t ns = (uint64_t)(now_ns - began_ns), limit = (1ull << 40) - 1;
     uint64_t at = atomic_load_explicit(&page->sample_count, memory_order_relaxed);
     atomic_store_explicit(&page->samples[at % PAGE_SAMPLES].rows_and_ns,
                           (uint64_t)(f->rows & 0xffffff) << 40 | (ns < limit ? ns : limit), memory_order_relaxed);
