@@ -103,8 +103,7 @@ static dpi_status engine_key(const worker *w, hash128 content, hash128 *key, dpi
         hash_add_text(h, s->backend_options[i].key);
         hash_add_text(h, s->backend_options[i].value);
     }
-    dpi_status status =
-        w->backend->hash_device ? w->backend->hash_device(w->library, &s->device, h, error) : DPI_OK;
+    dpi_status status = w->backend->hash_device ? w->backend->hash_device(w->library, &s->device, h, error) : DPI_OK;
     *key = hash_end(h);
     return status;
 }

@@ -214,12 +214,12 @@ static dpi_status out_of_memory(dpi_error *error, size_t bytes)
 }
 
 /* Tells the engine about the arena up to `end`, each byte once, so that a GPU copies from and to it directly. */
-static void register_up_to(worker *w, unsigned char *arena, uint64_t *done, uint64_t end, bool writable)
+static void register_up_to(worker *w, unsigned char *base, uint64_t *done, uint64_t end, bool writable)
 {
     end = (end + ARENA_GRAIN - 1) / ARENA_GRAIN * ARENA_GRAIN;
     if (!w->backend->memory_register || end <= *done)
         return;
-    w->backend->memory_register(w->engine, arena + *done, end - *done, writable);
+    w->backend->memory_register(w->engine, base + *done, end - *done, writable);
     *done = end;
 }
 
