@@ -8,6 +8,13 @@ Needs the packages onnx and numpy, no weights from anywhere: they are drawn from
   make_model.py mobilenetv2 mobilenetv2-b8.onnx --batch 8 --dtype fp16
   make_model.py mlp mlp.onnx --layers 64,32,10
   make_model.py identity identity.onnx --shape 3,4 --elem int16
+  make_model.py spread spread.onnx              best classes that tell: make_spread_rows.py
+  make_model.py unsupported unsupported.onnx    an operator that no engine has
+
+ResNet-50 that takes uint8 pixels [N,224,224,3], a quarter of the bytes of fp32:
+
+  make_model.py resnet50 resnet50.onnx
+  onnx_prepend_normalize.py resnet50.onnx resnet50-u8.onnx
 """
 import argparse
 import os

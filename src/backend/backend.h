@@ -89,7 +89,7 @@ typedef struct backend_library_info {
 
 typedef struct backend_device_info {
     char name[192]; /* "cpu:all", "cuda:0" */
-    char description[192];
+    char description[256];
     char precisions[64]; /* "fp32 bf16" */
     uint64_t memory_bytes;
 } backend_device_info;
@@ -101,8 +101,9 @@ typedef enum backend_threading {
 
 typedef struct backend {
     const char *name;
-    const char *formats;      /* file suffixes it opens, separated by blanks: "onnx xml" */
-    const char *device_kinds; /* "cpu" */
+    const char *formats;          /* file suffixes it opens, separated by blanks: "onnx xml" */
+    const char *compiled_formats; /* those of them that are engines already: not cached. NULL: none */
+    const char *device_kinds;     /* "cpu" */
     backend_threading threading;
     bool single_flight;      /* compiling is dear: one worker builds, the others of its kind wait for the cache */
     bool deterministic_rows; /* false: rows may change with the slice size even in the model's precision */
@@ -176,6 +177,6 @@ const char *backend_option(const backend_open_options *options, const char *key)
 dpi_status backend_check_options(const backend_open_options *options, const char *backend_name, const char *known,
                                  dpi_error *error);
 
-extern const backend backend_openvino, backend_onnxruntime, backend_sim;
+extern const backend backend_tensorrt, backend_openvino, backend_onnxruntime, backend_sim;
 
 #endif

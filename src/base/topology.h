@@ -23,6 +23,7 @@ typedef struct topology {
     size_t usable_threads;      /* min(cores, ceil(quota)) at least 1: how many compute threads make sense */
     uint64_t memory_bytes;      /* min(physical, cgroup limits) */
     char model[128];            /* of the processor, "" when unknown */
+    int gpus;                   /* CUDA devices for `auto`; topology_read leaves it 0, runtime/gpus.h finds them */
     bool has_avx2, has_avx512, has_avx512_bf16, has_amx_bf16, has_avx512_fp16;
 } topology;
 

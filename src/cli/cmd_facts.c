@@ -2,6 +2,7 @@
 #include "cli/cli.h"
 
 #include "backend/backend.h"
+#include "backend/cuda.h"
 #include "base/topology.h"
 #include "runtime/cache.h"
 #include "runtime/device.h"
@@ -129,6 +130,52 @@ static json_t *backend_json(const backend *b)
     return json;
 }
 
+/* GPUs, whatever libraries there are for them. */
+static json_t *gpus_json(void)
+{
+    json_t *list = json_array();
+    const cuda_api *cuda;
+    dpi_error error;
+    int count = 0;
+    if (!cuda_may_be_there() || cuda_load(&cuda, &error) || cuda->cuDeviceGetCount(&count))
+        return list;
+    char driver[96], name[32];
+    cuda_driver_text(cuda, driver, sizeof driver);
+    for (int i = 0; i < count; i++) {
+        cuda_facts f;
+        if (cuda_read_facts(cuda, i, &f, &error))
+            continue;
+        snprintf(name, sizeof name, "cuda:%d", i);
+        json_array_append_new(list, json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:s, s:I, s:I, s:i}", "device", name,
+                                              "name", f.name, "uuid", f.uuid, "driver", driver, "bus", f.bus,
+                                              "compute_major", f.major, "compute_minor", f.minor, "link", f.link,
+                                              "memory_bytes", (json_int_t)f.memory_bytes, "free_bytes",
+                                              (json_int_t)cuda_free_memory(cuda, i), "numa_node", f.numa));
+    }
+    return list;
+}
+
+static void print_gpus(const json_t *gpus)
+{
+    size_t i;
+    json_t *g;
+    json_array_foreach(gpus, i, g)
+    {
+        long long numa = json_integer_value(json_object_get(g, "numa_node"));
+        const char *link = json_string_value(json_object_get(g, "link"));
+        printf("%s: %s, compute %lld.%lld, %.1f of %.1f GiB free, driver %s%s%s",
+               json_string_value(json_object_get(g, "device")), json_string_value(json_object_get(g, "name")),
+               json_integer_value(json_object_get(g, "compute_major")),
+               json_integer_value(json_object_get(g, "compute_minor")),
+               (double)json_integer_value(json_object_get(g, "free_bytes")) / (1 << 30),
+               (double)json_integer_value(json_object_get(g, "memory_bytes")) / (1 << 30),
+               json_string_value(json_object_get(g, "driver")), *link ? ", " : "", link);
+        if (numa >= 0)
+            printf(", NUMA node %lld", numa);
+        printf(", %s\n", json_string_value(json_object_get(g, "uuid")));
+    }
+}
+
 static json_t *machine_json(const topology *t, const device_list *autos)
 {
     json_t *devices = json_array();
@@ -150,6 +197,7 @@ static void print_devices(const json_t *json)
     if (quota > 0)
         printf(", limited to %.2f CPUs", quota);
     printf("\nauto: %s\n", json_string_value(json_object_get(m, "auto_how")));
+    print_gpus(json_object_get(json, "gpus"));
     size_t i, k;
     json_t *b, *d;
     json_array_foreach(json_object_get(json, "backends"), i, b)
@@ -185,7 +233,8 @@ int cmd_devices(int argc, char **argv)
         json_t *backends = json_array();
         for (size_t i = 0; i < count; i++)
             json_array_append_new(backends, backend_json(list[i]));
-        json_t *json = json_pack("{s:o, s:o}", "machine", machine_json(&machine, &autos), "backends", backends);
+        json_t *json = json_pack("{s:o, s:o, s:o}", "machine", machine_json(&machine, &autos), "gpus", gpus_json(),
+                                 "backends", backends);
         if (o.json)
             cli_print_json(json);
         else {

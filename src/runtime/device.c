@@ -116,8 +116,8 @@ static dpi_status named_cpus(const char *what, const topology *machine, int **cp
     return DPI_OK;
 }
 
-/* Of a GPU's number, UUID or PCI address. */
-static const char id_characters[] = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_.:/";
+/* Of a GPU's number or UUID (GPU-..., MIG-...). */
+static const char id_characters[] = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-/";
 
 static dpi_status add_named(device_list *list, const char *entry, const topology *machine, dpi_error *error)
 {
@@ -249,15 +249,31 @@ static dpi_status auto_cpus(device_list *list, const topology *machine, dpi_erro
     return status;
 }
 
+static dpi_status auto_gpus(device_list *list, const topology *machine, dpi_error *error)
+{
+    dpi_status status = DPI_OK;
+    for (int i = 0; i < machine->gpus && !status; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "cuda:%d", i);
+        status = add_named(list, name, machine, error);
+    }
+    snprintf(list->how, sizeof list->how, "%d GPU%s; the cores feed %s", machine->gpus, machine->gpus == 1 ? "" : "s",
+             machine->gpus == 1 ? "it" : "them");
+    return status;
+}
+
 static dpi_status add_auto(device_list *list, const topology *machine, const char *kinds, dpi_error *error)
 {
+    if (backend_lists(kinds, "cuda") && machine->gpus > 0)
+        return auto_gpus(list, machine, error);
     if (backend_lists(kinds, "cpu"))
         return auto_cpus(list, machine, error);
     if (backend_lists(kinds, "sim")) {
         snprintf(list->how, sizeof list->how, "one simulated device");
         return add_named(list, "sim:0", machine, error);
     }
-    return error_set(error, DPI_E_DEVICE, "auto found no device for this backend; name one");
+    /* A library without its device: another backend is to be tried, as with a library that is missing. */
+    return error_set(error, DPI_E_BACKEND, "auto found no device of the kind %s", kinds);
 }
 
 /* ---- the list --------------------------------------------------------------------------------------------------- */

@@ -25,12 +25,12 @@ typedef struct device_list {
 
 /* Parses "auto" or a list. Entries are separated by blanks, ';', or by a comma in front of KIND: ("cpu:0,cpu:1" is
  * two devices, "cpu:0-3,8-11" is one). "*K" behind an entry repeats it. Entries: cpu:SET, cpu:all (every CPU this
- * process may use, one device), cpu:numaN, sim:N, cuda:WHAT (kept as text). CPUs outside of the affinity mask are
- * DPI_E_DEVICE and named. For `auto`, `backend_kinds` (the backend's device_kinds) decides: sim -> one sim:0;
- * cpu -> the usable cores divided into devices that give the best throughput: one thread per physical core, devices
- * within one NUMA node / last-level cache; see device.c for the evidence. Under a quota without a cpuset nothing is
- * pinned and the threads are limited to the quota.
- * `text` is untrusted: at most 64 KiB, at most DEVICE_MAX devices. device_list_free ends the list. */
+ * process may use, one device), cpu:numaN, sim:N, cuda:N, cuda:GPU-UUID and cuda:MIG-UUID (text; the worker finds it).
+ * CPUs outside of the affinity mask are DPI_E_DEVICE and named. For `auto`, `backend_kinds` (the backend's
+ * device_kinds) decides: cuda -> every GPU (machine->gpus); sim -> one sim:0; cpu -> the usable cores divided into
+ * devices that give the best throughput: one thread per physical core, devices within one NUMA node / last-level cache;
+ * see device.c for the evidence. Under a quota without a cpuset nothing is pinned and the threads are limited to the
+ * quota. `text` is untrusted: at most 64 KiB, at most DEVICE_MAX devices. device_list_free ends the list. */
 dpi_status device_list_parse(const char *text, const topology *machine, const char *backend_kinds, device_list *list,
                              dpi_error *error);
 void device_list_free(device_list *list);

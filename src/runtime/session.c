@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/text.h"
+#include "runtime/gpus.h"
 #include "runtime/probe.h"
 
 #include "dpi_build.h"
@@ -273,8 +274,14 @@ static dpi_status prepare(dpi_session *s, const dpi_options *o, const char *form
     s->queue_depth = o->queue_depth ? o->queue_depth : DEFAULT_QUEUE;
     s->compile_timeout_ms = o->compile_timeout_ms ? o->compile_timeout_ms : DEFAULT_COMPILE_MS;
     s->slice_timeout_ms = o->slice_timeout_ms;
-    dpi_status status =
-        device_list_parse(o->devices ? o->devices : "auto", machine, s->backend->device_kinds, &s->devices, error);
+    dpi_status status = s->in_caller ? DPI_OK : find_worker(o, &s->worker_path, error);
+    if (status)
+        return status;
+    const char *devices = o->devices ? o->devices : "auto";
+    topology here = *machine;
+    if (backend_lists(s->backend->device_kinds, "cuda") && strstr(devices, "auto"))
+        here.gpus = s->in_caller ? 1 : gpus_count(s->worker_path);
+    status = device_list_parse(devices, &here, s->backend->device_kinds, &s->devices, error);
     if (status)
         return status;
     s->count = s->devices.count;
@@ -293,10 +300,7 @@ static dpi_status prepare(dpi_session *s, const dpi_options *o, const char *form
     s->memos = calloc(SESSION_MEMOS, sizeof *s->memos);
     if (!s->workers || !s->setups || !s->memos)
         return error_set(error, DPI_E_SYSTEM, "out of memory");
-    if (!s->in_caller)
-        status = find_worker(o, &s->worker_path, error);
-    if (!status)
-        status = keep_shares(s, o, error);
+    status = keep_shares(s, o, error);
     if (!status)
         status = make_memory(s, o, machine->memory_bytes, error);
     if (!status)
@@ -431,6 +435,25 @@ static dpi_status open_with(const backend *chosen, const dpi_options *o, const c
     return DPI_OK;
 }
 
+/* Whether a backend could run on these devices: one that is named is of its kinds, or the choice is its own. */
+static bool suits(const backend *b, const char *devices)
+{
+    if (!devices || strstr(devices, "auto"))
+        return true;
+    static const char *const kinds[] = {"cpu", "cuda", "sim"};
+    bool named = false;
+    for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
+        char prefix[8];
+        snprintf(prefix, sizeof prefix, "%s:", kinds[i]);
+        if (!strstr(devices, prefix))
+            continue;
+        named = true;
+        if (backend_lists(b->device_kinds, kinds[i]))
+            return true;
+    }
+    return !named;
+}
+
 dpi_status session_open(const dpi_options *o, dpi_session **out, dpi_error *error)
 {
     *out = NULL;
@@ -450,15 +473,20 @@ dpi_status session_open(const dpi_options *o, dpi_session **out, dpi_error *erro
     size_t count;
     const backend *const *list = backend_list(&count);
     dpi_error ours;
-    error_set(&ours, DPI_E_MODEL, "no backend opens \"%s\" files (%s)", format,
-              o->model_path ? o->model_path : "memory");
+    if (backend_for(format, NULL))
+        error_set(&ours, DPI_E_DEVICE, "no backend runs \"%s\" files on %s", format, o->devices ? o->devices : "auto");
+    else
+        error_set(&ours, DPI_E_MODEL, "no backend opens \"%s\" files (%s)", format,
+                  o->model_path ? o->model_path : "memory");
+    dpi_status none = ours.status; /* anything that a backend says tells more */
     if (o->backend && !backend_find(o->backend))
         error_set(&ours, DPI_E_BACKEND, "there is no backend \"%s\"; dpinfer devices lists them", o->backend);
     status = ours.status;
     /* Unless one is named: the first in the documented order whose library is there and that can do what is asked. */
     bool tried_all = false;
     for (size_t i = 0; i < count && !tried_all && !*out; i++) {
-        if (o->backend ? strcmp(o->backend, list[i]->name) != 0 : !backend_lists(list[i]->formats, format))
+        bool candidate = backend_lists(list[i]->formats, format) && suits(list[i], o->devices);
+        if (o->backend ? strcmp(o->backend, list[i]->name) != 0 : !candidate)
             continue;
         dpi_error one;
         dpi_status now = backend_lists(list[i]->formats, format)
@@ -467,8 +495,9 @@ dpi_status session_open(const dpi_options *o, dpi_session **out, dpi_error *erro
                                          list[i]->name, format, list[i]->formats);
         tried_all = now != DPI_E_BACKEND && now != DPI_E_DEVICE;
         /* Of several refusals the first that is not about a missing library tells most. */
-        if (!now || ours.status != DPI_E_DEVICE)
+        if (!now || none || ours.status != DPI_E_DEVICE)
             ours = one;
+        none = DPI_OK;
         status = now ? ours.status : DPI_OK;
     }
     topology_free(&machine);

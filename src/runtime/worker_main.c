@@ -4,6 +4,7 @@
 #include "data/sigbus.h"
 #include "ipc/arena.h"
 #include "ipc/child.h"
+#include "runtime/gpus.h"
 #include "runtime/worker.h"
 
 #include "dpi_build.h"
@@ -12,6 +13,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -44,6 +46,8 @@ static dpi_status attach(worker *w, dpi_error *error)
 int main(int argc, char **argv)
 {
     uint64_t parent, index, generation;
+    if (argc == 2 && strcmp(argv[1], GPUS_ARGUMENT) == 0)
+        return gpus_main();
     if (argc != 4 || !text_to_u64(argv[1], 1, INT32_MAX, &parent) ||
         !text_to_u64(argv[2], 0, LAYOUT_WORKERS - 1, &index) || !text_to_u64(argv[3], 1, UINT32_MAX, &generation)) {
         fprintf(stderr, "dpinfer-worker is started by dpinfer; run `dpinfer --help` instead\n");

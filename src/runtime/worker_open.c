@@ -179,7 +179,8 @@ static dpi_status load_and_open(worker *w, worker_report *report, hash128 *key, 
         return status;
     cache *store = NULL;
     dpi_error problem;
-    if (w->backend->export_engine && (!s->cache_dir || s->cache_dir[0]) &&
+    bool cacheable = w->backend->export_engine && !backend_lists(w->backend->compiled_formats, model.format);
+    if (cacheable && (!s->cache_dir || s->cache_dir[0]) &&
         cache_open(s->cache_dir, s->cache_max_bytes, &w->log, &store, &problem))
         log_warning(&w->log, "running without the engine cache: %s", problem.message);
     hash128 content;

@@ -382,8 +382,15 @@ static void auto_follows_the_backend(void **state)
     assert_string_equal(list.items[0].name, "sim:0");
     device_list_free(&list);
     dpi_error error = {0};
-    assert_int_equal(device_list_parse("auto", &t, "cuda", &list, &error), DPI_E_DEVICE);
-    assert_non_null(strstr(error.message, "name one"));
+    assert_int_equal(device_list_parse("auto", &t, "cuda", &list, &error), DPI_E_BACKEND);
+    assert_non_null(strstr(error.message, "cuda"));
+    t.gpus = 2;
+    list = parse_for("auto", &t, "cuda");
+    assert_int_equal(list.count, 2);
+    assert_string_equal(list.items[1].name, "cuda:1");
+    assert_int_equal(list.items[1].index, 1);
+    assert_int_equal(list.items[1].cpu_count, 0);
+    device_list_free(&list);
 }
 
 /* ---- this machine ----------------------------------------------------------------------------------------------- */

@@ -4,7 +4,7 @@ MODELS maps a name to (build function, dtypes it can be written in; the first
 is the default). A build function takes the parsed arguments of make_model.py
 and returns a checked ModelProto.
 """
-from . import encoder, identity, mlp, mobilenet, resnet, special
+from . import encoder, identity, mlp, mobilenet, resnet, special, spread
 
 MODELS = {
     "resnet50": (resnet.build, ("fp32", "fp16")),
@@ -14,6 +14,8 @@ MODELS = {
     "batch_softmax": (special.build_batch_softmax, ("fp32", "fp16", "fp64")),
     "nonzero": (special.build_nonzero, ("fp32", "fp64")),
     "pool": (special.build_pool, ("fp32", "fp64")),
+    "unsupported": (special.build_unsupported, ("fp32", "fp16")),
     "multi": (special.build_multi, ("fp32",)),
+    "spread": (spread.build, ("fp32", "fp16")),
     "identity": (identity.build, ("fp32",)),
 }

@@ -60,6 +60,7 @@ class Graph:
         self.elem = elem
         self.opset = OPSET
         self.ir_version = IR_VERSION
+        self.domains = []  # of operators that are not the standard's; version 1 of each
         self.nodes, self.weights, self.inputs, self.outputs = [], [], [], []
 
     def input(self, name, row_shape, elem=None):
@@ -92,7 +93,8 @@ class Graph:
         graph = helper.make_graph(self.nodes, self.name, self.inputs, self.outputs, self.weights)
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", self.opset)],
+            opset_imports=[helper.make_opsetid("", self.opset),
+                           *(helper.make_opsetid(domain, 1) for domain in self.domains)],
             producer_name="dpinfer",
             ir_version=self.ir_version,
         )

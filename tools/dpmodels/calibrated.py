@@ -57,15 +57,19 @@ class Value:
 class CalibratedNet:
     """Builds an image classifier layer by layer; see the module's text.
 
-    Input `input` [N,3,224,224], output `logits` [N,1000], both of `dtype`.
+    Input `input` [N,3,side,side], output `logits`, both of `dtype`. `images`
+    float64 [K,3,any,any] are what it is calibrated on; by default
+    `calibration_images`, which alone suit `classifier`.
     """
 
-    def __init__(self, name, batch, dtype, seed, per_kind=2, size=224):
+    def __init__(self, name, batch, dtype, seed, per_kind=2, size=224, side=224, images=None):
         self.graph = Graph(name, batch, FLOATS[dtype])
         self.rng = np.random.RandomState(seed)
         self.per_kind = per_kind
-        self.graph.input("input", [3, 224, 224])
-        self.input = Value("input", calibration_images(self.rng, per_kind, size))
+        self.graph.input("input", [3, side, side])
+        if images is None:
+            images = calibration_images(self.rng, per_kind, size)
+        self.input = Value("input", images)
 
     def conv(self, x, name, out, k, stride=1, pad=0, depthwise=False):
         """Conv without bias, He-initialised by fan-in."""

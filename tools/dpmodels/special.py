@@ -58,3 +58,16 @@ def build_pool(args):
     graph.node("ReduceSum", [x, graph.ints("axis", [1])], "y", keepdims=0)
     graph.output("y", [64])
     return graph.model()
+
+
+def build_unsupported(args):
+    """x [N,8] -> y [N,8] by an operator that no engine has: Nonexistent of domain dpinfer.test.
+
+    A valid model all the same, so that an engine's refusal names the operator.
+    """
+    graph = Graph("unsupported", args.batch, FLOATS[args.dtype])
+    graph.domains = ["dpinfer.test"]
+    x = graph.node("Relu", [graph.input("x", [WIDTH])], "relu")
+    graph.node("Nonexistent", [x], "y", domain="dpinfer.test")
+    graph.output("y", [WIDTH])
+    return graph.model()

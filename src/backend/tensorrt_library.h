@@ -1,0 +1,35 @@
+/* Finding TensorRT's libraries and the shim for their major version; TensorRT's messages. */
+#ifndef DPI_BACKEND_TENSORRT_LIBRARY_H
+#define DPI_BACKEND_TENSORRT_LIBRARY_H
+
+#include "backend/backend.h"
+#include "backend/cuda.h"
+#include "backend/tensorrt_shim.h"
+
+struct backend_library {
+    const logger *log;
+    const trt_shim *shim;
+    trt_library *trt;
+    char path[512], version[64];
+    const cuda_api *cuda;
+    char chosen[192]; /* the device this process has settled on, and the driver's index for it */
+    int index;
+    void (*alive)(void *context); /* while a compile goes on: each of TensorRT's messages is a sign of life */
+    void *alive_context;
+};
+
+/* As in backend.h. unload leaves TensorRT's objects and its log: its destructors are not safe behind the driver's. */
+dpi_status tensorrt_load(const backend_load_options *options, const logger *log, backend_library **library,
+                         dpi_error *error);
+void tensorrt_unload(backend_library *library);
+void tensorrt_library_info(const backend_library *library, backend_library_info *info);
+
+/* Another of TensorRT's libraries (a name or a pattern): beside libnvinfer, else by the linker. NULL when it does not
+ * load. It stays loaded, so that TensorRT finds it by name. */
+void *tensorrt_companion(const backend_library *library, const char *pattern);
+
+/* "DEVICE: TensorRT VERSION WHAT MODEL: TensorRT's own words"; what is free where it speaks of memory. */
+dpi_status tensorrt_refuse(backend_library *library, dpi_error *error, dpi_status status, const char *what,
+                           const char *model, const char *device);
+
+#endif
