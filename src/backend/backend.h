@@ -103,7 +103,8 @@ typedef struct backend {
     const char *name;
     const char *formats;          /* file suffixes it opens, separated by blanks: "onnx xml" */
     const char *compiled_formats; /* those of them that are engines already: not cached. NULL: none */
-    const char *device_kinds;     /* "cpu" */
+    const char *run_options;  /* options that leave the compiled engine as it is: not in the cache's key. NULL: none */
+    const char *device_kinds; /* "cpu" */
     backend_threading threading;
     bool single_flight;      /* compiling is dear: one worker builds, the others of its kind wait for the cache */
     bool deterministic_rows; /* false: rows may change with the slice size even in the model's precision */

@@ -232,7 +232,6 @@ static dpi_status compile(backend_engine *e, const backend_open_options *o, cons
     dpi_status status = choose_typing(library, o, &typed, error);
     if (status)
         return status;
-    tensorrt_companion(library, "libnvinfer_builder_resource*.so*"); /* TensorRT asks for it by name */
     library->alive = o->alive;
     library->alive_context = o->alive_context;
     trt_network *network =
@@ -663,6 +662,7 @@ const backend backend_tensorrt = {
     .name = "tensorrt",
     .formats = "onnx engine plan trt",
     .compiled_formats = "engine plan trt",
+    .run_options = "timing_cache cuda_graphs wait depth",
     .device_kinds = "cuda",
     .threading = BACKEND_ENGINES_INDEPENDENT,
     .single_flight = true,

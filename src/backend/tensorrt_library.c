@@ -5,7 +5,6 @@
 #include "base/text.h"
 
 #include <dlfcn.h>
-#include <glob.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -120,22 +119,18 @@ static dpi_status load_nvinfer(const char *given, const logger *log, backend_lib
     return error_clear(error);
 }
 
-void *tensorrt_companion(const backend_library *library, const char *pattern)
+/* Another of TensorRT's libraries: beside libnvinfer, else by the linker. NULL when it does not load. */
+static void *load_companion(const backend_library *library, const char *name)
 {
-    char full[PATH_MAX];
+    char full[PATH_MAX + 64];
     snprintf(full, sizeof full, "%s", library->path);
     char *slash = strrchr(full, '/');
     void *handle = NULL;
-    glob_t found;
     if (slash) {
-        snprintf(slash + 1, sizeof full - (size_t)(slash + 1 - full), "%s", pattern);
-        if (glob(full, 0, NULL, &found) == 0) {
-            for (size_t i = 0; i < found.gl_pathc; i++)
-                handle = dlopen(found.gl_pathv[i], RTLD_LAZY | RTLD_GLOBAL | RTLD_NODELETE);
-            globfree(&found);
-        }
+        snprintf(slash + 1, sizeof full - (size_t)(slash + 1 - full), "%s", name);
+        handle = dlopen(full, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     }
-    return handle || strchr(pattern, '*') ? handle : dlopen(pattern, RTLD_LAZY | RTLD_GLOBAL | RTLD_NODELETE);
+    return handle ? handle : dlopen(name, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
 }
 
 static dpi_status connect(backend_library *library, void *nvinfer, int major, dpi_error *error)
@@ -148,8 +143,8 @@ static dpi_status connect(backend_library *library, void *nvinfer, int major, dp
     char plugins[64], parser[64];
     snprintf(plugins, sizeof plugins, "libnvinfer_plugin.so.%d", major);
     snprintf(parser, sizeof parser, "libnvonnxparser.so.%d", major);
-    tensorrt_companion(library, plugins); /* the parser is linked to it and finds it loaded */
-    void *handle = tensorrt_companion(library, parser);
+    load_companion(library, plugins); /* the parser is linked to it and finds it loaded */
+    void *handle = load_companion(library, parser);
     if (handle)
         entry.create_parser = dlsym(handle, "createNvOnnxParser_INTERNAL");
     else

@@ -24,10 +24,6 @@ dpi_status tensorrt_load(const backend_load_options *options, const logger *log,
 void tensorrt_unload(backend_library *library);
 void tensorrt_library_info(const backend_library *library, backend_library_info *info);
 
-/* Another of TensorRT's libraries (a name or a pattern): beside libnvinfer, else by the linker. NULL when it does not
- * load. It stays loaded, so that TensorRT finds it by name. */
-void *tensorrt_companion(const backend_library *library, const char *pattern);
-
 /* "DEVICE: TensorRT VERSION WHAT MODEL: TensorRT's own words"; what is free where it speaks of memory. */
 dpi_status tensorrt_refuse(backend_library *library, dpi_error *error, dpi_status status, const char *what,
                            const char *model, const char *device);

@@ -100,6 +100,8 @@ static dpi_status engine_key(const worker *w, hash128 content, hash128 *key, dpi
         hash_add_text(h, s->provider_options[i].value);
     }
     for (size_t i = 0; i < s->backend_option_count; i++) {
+        if (backend_lists(w->backend->run_options, s->backend_options[i].key))
+            continue;
         hash_add_text(h, s->backend_options[i].key);
         hash_add_text(h, s->backend_options[i].value);
     }

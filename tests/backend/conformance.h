@@ -35,7 +35,8 @@ typedef struct conformance_kit {
     bool standard_cases; /* runs the ONNX standard's own cases */
 } conformance_kit;
 
-extern const conformance_kit conformance_kit_sim, conformance_kit_onnxruntime, conformance_kit_openvino;
+extern const conformance_kit conformance_kit_sim, conformance_kit_onnxruntime, conformance_kit_openvino,
+    conformance_kit_tensorrt;
 
 /* Runs the suite; the program's exit code. */
 int conformance_main(const conformance_kit *kit);

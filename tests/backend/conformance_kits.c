@@ -211,3 +211,16 @@ const conformance_kit conformance_kit_openvino = {.backend = &backend_openvino,
                                                   .reference = onnx_reference,
                                                   .narrowed = "int64",
                                                   .standard_cases = true};
+
+/* TensorRT needs the range of every free axis, which the suite does not give, and before version 10 has no int64. */
+static char *tensorrt_make(const char *model)
+{
+    return backend_lists("dynamic doubled encoder multi", model) ? NULL : onnx_make(model);
+}
+
+const conformance_kit conformance_kit_tensorrt = {.backend = &backend_tensorrt,
+                                                  .device_kind = "cuda",
+                                                  .device_name = "cuda:0",
+                                                  .format = "onnx",
+                                                  .make = tensorrt_make,
+                                                  .reference = onnx_reference};
