@@ -60,7 +60,7 @@ step_conformance() { check conformance timeout 200 "$bin/test_conformance_tensor
 step_digits() {
     for precision in model fp16; do
         check "digits-$precision" "$dpinfer" run "$root/models/digits.onnx" --backend tensorrt --precision $precision \
-            --input "$root/data/digits/images.npy" --accuracy "$root/data/digits/labels.npy"
+            --input "$root/data/digits/images.npy" --output "$work/digits.npy" --accuracy "$root/data/digits/labels.npy"
         tail -n 2 "$work/digits-$precision.log"
     done
 }
@@ -105,20 +105,42 @@ step_values() {
 }
 step_refusals() {
     spread_files >"$work/spread.log" 2>&1
+    [ -e "$work/cpu.npy" ] || run_spread "$work/cpu.npy" --backend onnxruntime
     "$python" "$root/tools/make_model.py" unsupported "$work/unsupported.onnx" >/dev/null
     check unsupported refused 2 Nonexistent "$dpinfer" inspect "$work/unsupported.onnx" --backend tensorrt
     "$dpinfer" compile "$work/spread.onnx" --backend tensorrt --batch 8 >/dev/null
     local entry
     entry=$(ls -t "$DPINFER_CACHE"/*.engine | head -1)
     tail -c +4097 "$entry" >"$work/spread.engine"
-    check engine-file "$dpinfer" inspect "$work/spread.engine"
+    check engine-file "$dpinfer" run "$work/spread.engine" --input "$work/rows.npy" --output "$work/engine.npy"
+    check engine-values compare "$work/cpu.npy" "$work/engine.npy" 1e-3
     head -c 100000 "$work/spread.engine" >"$work/cut.engine"
     check engine-cut refused 2 cut.engine "$dpinfer" inspect "$work/cut.engine"
-    check huge-batch refused 1 emory "$dpinfer" inspect "$work/spread.onnx" --backend tensorrt --batch 4000000
+    check huge-batch refused 1 'lower --batch' "$dpinfer" inspect "$work/spread.onnx" --backend tensorrt --batch 4000000
+    if "$python" -c 'import torch' 2>/dev/null; then check out-of-memory crowded; fi
     check no-such-gpu refused 2 cuda:7 "$dpinfer" inspect "$work/spread.onnx" --backend tensorrt --devices cuda:7
     check not-a-cpu refused 2 cpu:0 "$dpinfer" inspect "$work/spread.onnx" --backend tensorrt --devices cpu:0
     CUDA_VISIBLE_DEVICES='' check hidden refused 2 cuda:0 "$dpinfer" inspect "$work/spread.onnx" --backend tensorrt --devices cuda:0
-    cat "$work"/{unsupported,engine-cut,huge-batch,no-such-gpu,hidden}.log | cut -c1-500
+    cat "$work"/{unsupported,engine-cut,huge-batch,out-of-memory,no-such-gpu,hidden}.log 2>/dev/null | cut -c1-500
+}
+crowded() { # another program holds all but 600 MiB of the GPU
+    "$python" - "$work" <<'P' &
+import sys, time, torch
+free, _ = torch.cuda.mem_get_info()
+held = torch.empty(free - (600 << 20), dtype=torch.uint8, device="cuda")
+torch.cuda.synchronize()
+open(sys.argv[1] + "/held", "w").close()
+time.sleep(60)
+P
+    local holder=$!
+    for _ in $(seq 100); do [ -e "$work/held" ] && break; sleep 0.2; done
+    "$dpinfer" run "$work/spread.onnx" --backend tensorrt --batch 64 --input "$work/rows.npy" --output none >"$work/crowded.log" 2>&1
+    local code=$?
+    kill $holder
+    wait $holder 2>/dev/null
+    rm -f "$work/held"
+    cat "$work/crowded.log"
+    [ $code -eq 1 ] || [ $code -eq 2 ] && grep -q 'MiB' "$work/crowded.log"
 }
 killed() {
     local before
@@ -136,7 +158,8 @@ step_kill() {
     run_spread "$work/x.npy" --backend tensorrt --batch 64 >/dev/null 2>&1
     check kill killed
     tail -n 1 "$work/kill.log"
-    if [ -x "$bin/test_gpu_kill" ]; then check kill-writes "$bin/test_gpu_kill" "$work/spread.onnx"; fi
+    check kill-writes "$bin/test_gpu_kill" "$work/spread.onnx"
+    tail -n 2 "$work/kill-writes.log"
 }
 step_sanitizer() {
     local tool

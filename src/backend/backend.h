@@ -143,6 +143,8 @@ typedef struct backend {
     /* Told once, by probe_run, when the engine has passed its probe: what comes now is work. NULL: no use for it. */
     void (*ready)(backend_engine *engine);
 
+    /* Most rows of one call where the engine itself sets a limit, else 0. NULL: 0. */
+    size_t (*max_rows)(const backend_engine *engine);
     /* Calls in flight that pay, 1 up to BACKEND_MAX_DEPTH. NULL: 1. */
     int (*depth)(const backend_engine *engine);
     /* depth 1: computes and returns when the outputs are written. NULL where every engine has more. */

@@ -1,5 +1,8 @@
 #include "backend/cuda_pipe.h"
 
+#include "base/crew.h"
+
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,7 +41,8 @@ struct cuda_pipe {
     CUcontext context;
     bool retained, spin, read_only_memory;
     CUstream in, run, out;
-    int slot_count;
+    int slot_count, copy_threads;
+    crew *copiers; /* made when first needed */
     slot_state slots[BACKEND_MAX_DEPTH];
     range *ranges; /* sorted */
     size_t range_count, range_capacity;
@@ -82,6 +86,7 @@ dpi_status cuda_pipe_open(const cuda_pipe_options *o, cuda_pipe **pipe, dpi_erro
     p->log = o->log;
     p->spin = o->spin;
     p->slot_count = o->slots;
+    p->copy_threads = o->copy_threads;
     snprintf(p->device, sizeof p->device, "%s", o->device);
     CUresult result = make_context(p, o);
     int supported = 0;
@@ -135,6 +140,7 @@ void cuda_pipe_close(cuda_pipe *p)
     }
     if (p->retained)
         p->api->cuDevicePrimaryCtxRelease(p->handle);
+    crew_free(p->copiers);
     free(p->ranges);
     free(p);
 }
@@ -274,15 +280,35 @@ static CUresult copy_registered(cuda_pipe *p, CUdeviceptr device, char *host, si
     return result;
 }
 
+typedef struct staged_copy {
+    cuda_pipe *pipe;
+    CUdeviceptr device;
+    char *stage;
+    const char *host;
+    size_t bytes;
+    _Atomic int result; /* the first failure */
+} staged_copy;
+
+static void copy_piece(void *context, size_t i)
+{
+    staged_copy *c = context;
+    size_t at = i * PIECE, piece = c->bytes - at < PIECE ? c->bytes - at : PIECE;
+    memcpy(c->stage + at, c->host + at, piece);
+    CUresult result = c->pipe->api->cuCtxSetCurrent(c->pipe->context); /* a helper's first time */
+    if (!result)
+        result = c->pipe->api->cuMemcpyHtoDAsync(c->device + at, c->stage + at, piece, c->pipe->in);
+    if (result)
+        c->result = result;
+}
+
 static CUresult copy_staged(cuda_pipe *p, CUdeviceptr device, char *stage, const char *host, size_t bytes)
 {
-    CUresult result = CUDA_SUCCESS_;
-    for (size_t at = 0; at < bytes && !result; at += PIECE) {
-        size_t piece = bytes - at < PIECE ? bytes - at : PIECE;
-        memcpy(stage + at, host + at, piece);
-        result = p->api->cuMemcpyHtoDAsync(device + at, stage + at, piece, p->in);
-    }
-    return result;
+    staged_copy c = {.pipe = p, .device = device, .stage = stage, .host = host, .bytes = bytes};
+    size_t pieces = (bytes + PIECE - 1) / PIECE;
+    if (!p->copiers && pieces > 2 && p->copy_threads > 1)
+        p->copiers = crew_new((size_t)p->copy_threads - 1);
+    crew_run(p->copiers, pieces, copy_piece, &c);
+    return c.result;
 }
 
 dpi_status cuda_pipe_in(cuda_pipe *p, int slot, size_t array, const void *host, size_t bytes, dpi_error *error)

@@ -12,9 +12,9 @@
  *     ... later, in order: cuda_pipe_wait  results are where they belong
  *
  * Memory told to cuda_pipe_register is copied from and to by DMA where it stands. Other memory goes through pinned
- * buffers of the pipe's own, allocated when first needed: inputs piece by piece, so that the DMA of one piece runs
- * beside the copy of the next; outputs when they are waited for. One thread at a time; any thread, after
- * cuda_pipe_enter.
+ * buffers of the pipe's own, allocated when first needed: inputs piece by piece on threads of the pipe's own, so that
+ * the DMA of one piece runs beside the copies of the next; outputs when they are waited for. One thread at a time; any
+ * thread, after cuda_pipe_enter.
  */
 #ifndef DPI_BACKEND_CUDA_PIPE_H
 #define DPI_BACKEND_CUDA_PIPE_H
@@ -29,6 +29,7 @@ typedef struct cuda_pipe_options {
     const char *device; /* name for messages; copied */
     int index;          /* the driver's */
     int slots;          /* 1 to BACKEND_MAX_DEPTH */
+    int copy_threads;   /* that fill staging memory, the caller's included */
     bool spin;          /* wait by spinning: microseconds sooner, and a core busy */
     bool set_waiting;   /* may set how the process's context waits; false where the process is the user's */
     const logger *log;

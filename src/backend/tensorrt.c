@@ -432,6 +432,7 @@ static dpi_status open_pipe(backend_engine *e, const backend_open_options *o, co
                                  .device = e->device,
                                  .index = e->library->index,
                                  .slots = e->depth,
+                                 .copy_threads = given->copy_threads,
                                  .spin = given->spin,
                                  .set_waiting = !o->device->in_caller,
                                  .log = o->log};
@@ -510,6 +511,20 @@ static void rt_ready(backend_engine *e)
 {
     free(e->plan); /* in the cache, or not wanted there */
     e->plan = NULL;
+}
+
+/* An engine file has the range of rows that it was compiled for. */
+static size_t rt_max_rows(const backend_engine *e)
+{
+    size_t most = 0;
+    for (size_t i = 0; i < e->sig.input_count; i++) {
+        int64_t min[DPI_MAX_RANK], max[DPI_MAX_RANK];
+        const port *p = &e->sig.inputs[i];
+        if (p->rank > 0 && p->shape[0] < 0 && e->library->shim->engine_profile(e->trt, p->name, min, max) &&
+            (!most || (size_t)max[0] < most))
+            most = (size_t)max[0];
+    }
+    return most;
 }
 
 static int rt_depth(const backend_engine *e) { return e->depth; }
@@ -662,7 +677,7 @@ const backend backend_tensorrt = {
     .name = "tensorrt",
     .formats = "onnx engine plan trt",
     .compiled_formats = "engine plan trt",
-    .run_options = "timing_cache cuda_graphs wait depth",
+    .run_options = "timing_cache cuda_graphs wait depth copy_threads",
     .device_kinds = "cuda",
     .threading = BACKEND_ENGINES_INDEPENDENT,
     .single_flight = true,
@@ -677,6 +692,7 @@ const backend backend_tensorrt = {
     .infer_shapes = rt_infer_shapes,
     .fingerprint = rt_fingerprint,
     .ready = rt_ready,
+    .max_rows = rt_max_rows,
     .depth = rt_depth,
     .run = rt_run,
     .enqueue = rt_enqueue,

@@ -27,7 +27,8 @@ dpi_status tensorrt_refuse(backend_library *library, dpi_error *error, dpi_statu
     char text[700], memory[160] = "";
     size_t free_bytes = 0, total = 0;
     library->shim->last_errors(library->trt, text, sizeof text);
-    if ((strstr(text, "emory") || !*text) && library->cuda->cuMemGetInfo(&free_bytes, &total) == CUDA_SUCCESS_)
+    if ((strstr(text, "emory") || strstr(text, "volume exceeds") || !*text) &&
+        library->cuda->cuMemGetInfo(&free_bytes, &total) == CUDA_SUCCESS_)
         snprintf(memory, sizeof memory, "; %zu of %zu MiB of GPU memory are free; lower --batch or workspace_mb",
                  free_bytes >> 20, total >> 20);
     return error_set(error, status, "%s: TensorRT %s %s %s: %s%s", device, library->version, what, model,

@@ -34,6 +34,10 @@ static dpi_status read_one(tensorrt_options *o, const char *key, const char *val
         if (!text_to_u64(value, 1, BACKEND_MAX_DEPTH, &number))
             return bad(key, value, "1 to 8", error);
         o->depth = (int)number;
+    } else if (strcmp(key, "copy_threads") == 0) {
+        if (!text_to_u64(value, 1, 64, &number))
+            return bad(key, value, "1 to 64", error);
+        o->copy_threads = (int)number;
     } else if (strcmp(key, "cuda_graphs") == 0) {
         if (!text_to_u64(value, 0, 1, &number))
             return bad(key, value, "0 or 1", error);
@@ -54,7 +58,7 @@ static dpi_status read_one(tensorrt_options *o, const char *key, const char *val
 
 dpi_status tensorrt_options_read(const backend_open_options *from, tensorrt_options *o, dpi_error *error)
 {
-    *o = (tensorrt_options){.level = -1, .depth = 3, .from = from};
+    *o = (tensorrt_options){.level = -1, .depth = 3, .copy_threads = 3, .from = from};
     dpi_status status = DPI_OK;
     for (size_t i = 0; i < from->option_count && !status; i++)
         status = read_one(o, from->options[i].key, from->options[i].value, error);

@@ -12,17 +12,18 @@
  *   cuda_graphs 0|1     starts a computation with one launch instead of one per kernel: for small models
  *   wait block|spin     how the worker waits for the GPU; spin keeps a core busy and is some microseconds sooner
  *   depth 1..8          slices in flight; 3 by default: one copied in, one computed, one copied out
+ *   copy_threads 1..64  threads of a worker that stage rows which the GPU cannot reach (files); 3 by default
  *   shape.NAME RANGE    an input's free axes beside the rows: "3x224x224", or least:usual:most as
  *                       "3x64x64:3x224x224:3x512x512"; without the row axis, or with it for an input that has none
  */
-#define TENSORRT_OPTIONS "workspace_mb level timing_cache cuda_graphs wait depth shape.NAME"
+#define TENSORRT_OPTIONS "workspace_mb level timing_cache cuda_graphs wait depth copy_threads shape.NAME"
 
 typedef struct tensorrt_options {
     uint64_t workspace_bytes; /* 0: the library's default */
     int level;                /* -1: the library's default */
     const char *timing_cache; /* NULL: none; borrowed */
     bool graphs, spin;
-    int depth;
+    int depth, copy_threads;
     const backend_open_options *from; /* for shape.NAME; borrowed */
 } tensorrt_options;
 

@@ -100,10 +100,23 @@ struct trt_library {
     IRuntime *runtime = nullptr;
 };
 
+/* Releases of TensorRT 8 differ in where the parser's destructor stands among its virtual functions; destroy() has one
+ * place in all of them, and is gone from 10 on. */
+struct parser_end {
+    void operator()(nvonnxparser::IParser *parser) const
+    {
+#if NV_TENSORRT_MAJOR < 10
+        parser->destroy();
+#else
+        delete parser;
+#endif
+    }
+};
+
 struct trt_network {
     trt_library *library;
     std::unique_ptr<INetworkDefinition> network;
-    std::unique_ptr<nvonnxparser::IParser> parser; /* owns the weights until the build */
+    std::unique_ptr<nvonnxparser::IParser, parser_end> parser; /* owns the weights until the build */
     bool typed;
 };
 

@@ -29,6 +29,8 @@ static const char help[] =
     "    --precision P             model (default), fp32, fp16, bf16\n"
     "    --backend B               openvino, onnxruntime, sim; --library FILE names its library\n"
     "    --provider NAME --provider-option K=V    ONNX Runtime's execution provider\n"
+    "    --shape NAME=RANGE        tensorrt: range of an input's free axes beside the rows: 3x224x224, or\n"
+    "                              least:usual:most as 3x64x64:3x224x224:3x512x512\n"
     "    --backend-option K=V      passed to the backend; 2.K=V to worker 2 alone\n"
     "    --trust-rows              do not refuse a model whose rows seem to depend on each other\n"
     "    --deterministic           refuse devices that are not bit-identical\n"

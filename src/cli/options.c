@@ -26,6 +26,7 @@ enum {
     OPT_PROVIDER,
     OPT_PROVIDER_OPTION,
     OPT_BACKEND_OPTION,
+    OPT_SHAPE,
     OPT_WORKER,
     OPT_CACHE_DIR,
     OPT_NO_CACHE,
@@ -65,6 +66,7 @@ static const struct option table[] = {
     {"provider", 1, NULL, OPT_PROVIDER},
     {"provider-option", 1, NULL, OPT_PROVIDER_OPTION},
     {"backend-option", 1, NULL, OPT_BACKEND_OPTION},
+    {"shape", 1, NULL, OPT_SHAPE},
     {"worker", 1, NULL, OPT_WORKER},
     {"cache-dir", 1, NULL, OPT_CACHE_DIR},
     {"no-cache", 0, NULL, OPT_NO_CACHE},
@@ -181,6 +183,23 @@ static dpi_status take_pair(cli_options *o, const char *flag, const char *text, 
     return DPI_OK;
 }
 
+/* --shape NAME=RANGE is the backend's option shape.NAME. */
+static dpi_status take_shape(cli_options *o, const char *text, dpi_error *error)
+{
+    size_t *count = &o->open.backend_option_count;
+    dpi_status status = take_pair(o, "shape", text, o->backend_options, count, error);
+    if (status)
+        return status;
+    dpi_key_value *added = &o->backend_options[*count - 1];
+    char *key = text_format("shape.%s", added->key);
+    if (!key)
+        return error_set(error, DPI_E_SYSTEM, "out of memory");
+    free(o->owned[o->owned_count - 1]);
+    o->owned[o->owned_count - 1] = key;
+    added->key = key;
+    return DPI_OK;
+}
+
 static dpi_status take_broadcast(cli_options *o, const char *text, dpi_error *error)
 {
     dpi_key_value pair[CLI_MAX_LIST];
@@ -275,6 +294,10 @@ static bool take_open_option(cli_options *o, int option, const char *value, dpi_
         break;
     case OPT_BACKEND_OPTION:
         *status = take_pair(o, "backend-option", value, o->backend_options, &open->backend_option_count, error);
+        open->backend_options = o->backend_options;
+        break;
+    case OPT_SHAPE:
+        *status = take_shape(o, value, error);
         open->backend_options = o->backend_options;
         break;
     case OPT_COMPILE_TIMEOUT: *status = take_timeout("compile-timeout", value, &open->compile_timeout_ms, error); break;

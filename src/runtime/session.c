@@ -391,6 +391,9 @@ static dpi_status adopt_reports(dpi_session *s, const dpi_options *o, dpi_error 
         return status;
     if (s->fixed_rows)
         s->max_rows = s->fixed_rows;
+    for (size_t w = 0; w < s->count; w++)
+        if (s->workers[w].report.max_rows && s->workers[w].report.max_rows < s->max_rows)
+            s->max_rows = s->workers[w].report.max_rows;
     plan_cost costs[LAYOUT_WORKERS];
     for (size_t w = 0; w < s->count; w++) {
         const worker_report *r = &s->workers[w].report;

@@ -258,13 +258,13 @@ json_t *report_to_json(const worker_report *r)
     json_t *sample = json_array();
     for (size_t i = 0; i < r->sample_count; i++) /* JSON has no NaN: null stands for it */
         json_array_append_new(sample, r->sample[i] - r->sample[i] == 0 ? json_real(r->sample[i]) : json_null());
-    return json_pack("{s:o, s:o, s:s, s:s, s:b, s:b, s:b, s:f, s:f, s:f, s:s, s:s, s:i, s:o}", "inputs",
+    return json_pack("{s:o, s:o, s:s, s:s, s:b, s:b, s:b, s:f, s:f, s:f, s:s, s:s, s:i, s:I, s:o}", "inputs",
                      ports_to_json(r->sig.inputs, r->sig.input_count), "outputs",
                      ports_to_json(r->sig.outputs, r->sig.output_count), "fingerprint", r->fingerprint, "probe_hash",
                      r->probe_hash, "probe_skipped", r->probe_skipped, "size_changes_bits", r->size_changes_bits,
                      "from_cache", r->from_cache, "fixed_ns", r->fixed_ns, "row_ns", r->row_ns, "open_seconds",
-                     r->open_seconds, "library", r->library, "version", r->version, "depth", r->depth, "sample",
-                     sample);
+                     r->open_seconds, "library", r->library, "version", r->version, "depth", r->depth, "max_rows",
+                     (json_int_t)r->max_rows, "sample", sample);
 }
 
 json_t *failure_to_json(const dpi_error *e)
@@ -317,6 +317,7 @@ dpi_status report_from_json(const json_t *json, worker_report *r, dpi_error *err
     r->size_changes_bits = json_is_true(json_object_get(json, "size_changes_bits"));
     r->from_cache = json_is_true(json_object_get(json, "from_cache"));
     r->depth = (int)get_u64(json, "depth");
+    r->max_rows = get_u64(json, "max_rows");
     if (ports_from_json(json_object_get(json, "inputs"), r->sig.inputs, &r->sig.input_count) &&
         ports_from_json(json_object_get(json, "outputs"), r->sig.outputs, &r->sig.output_count) &&
         copy_text(json, "fingerprint", r->fingerprint, sizeof r->fingerprint) &&

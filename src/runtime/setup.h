@@ -52,7 +52,8 @@ typedef struct worker_report {
     double fixed_ns, row_ns, open_seconds;
     char library[512], version[64];
     int depth;
-    double *sample; /* malloc'd */
+    size_t max_rows; /* of one slice: the setup's batch, or less where the engine has a limit */
+    double *sample;  /* malloc'd */
     size_t sample_count;
 } worker_report;
 

@@ -11,16 +11,19 @@ static void add(_Atomic uint64_t *counter, int64_t value)
                               memory_order_relaxed);
 }
 
-/* What the supervisor sees of a running slice. */
-static void show_busy(worker *w, const flight *f)
+/* What the supervisor sees of a running slice, and since when. */
+static void show_busy(worker *w, const flight *f, int64_t since_ns)
 {
     worker_page *page = w->page;
     atomic_store_explicit(&page->busy_rows, f ? (uint32_t)f->call_rows : 0, memory_order_relaxed);
     atomic_store_explicit(&page->busy_first, f ? f->new_shape : 0, memory_order_relaxed);
     atomic_store_explicit(&page->busy_slot, f ? f->slot : 0, memory_order_relaxed);
     atomic_store_explicit(&page->busy_slice, f ? f->slice : 0, memory_order_relaxed);
-    atomic_store_explicit(&page->busy_since_ns, f ? f->started_ns : 0, memory_order_release);
+    atomic_store_explicit(&page->busy_since_ns, f ? since_ns : 0, memory_order_release);
 }
+
+/* Shows the oldest flight. Its turn begins now: those behind it wait in the engine's queue, and that is no hang. */
+static void show_turn(worker *w) { show_busy(w, w->flight_count ? &w->flights[w->flight_head] : NULL, clock_now_ns()); }
 
 static void account(worker *w, const flight *f, backend_timing timing, int64_t computed_ns)
 {
@@ -32,8 +35,8 @@ static void account(worker *w, const flight *f, backend_timing timing, int64_t c
     add(&w->page->compute_ns, compute);
 }
 
-/* The engine is through with a flight (or never got it: `status`); `others` are still in it. */
-static void land(worker *w, flight *f, unsigned others, dpi_status status, backend_timing timing, dpi_error *error)
+/* The engine is through with a flight (or never got it: `status`). */
+static void land(worker *w, flight *f, dpi_status status, backend_timing timing, dpi_error *error)
 {
     int64_t computed_ns = clock_now_ns();
     if (!status) {
@@ -46,10 +49,16 @@ static void land(worker *w, flight *f, unsigned others, dpi_status status, backe
     if (status)
         worker_page_error(w, error);
     f->used = false;
-    /* Not busy before the word is terminal: the supervisor must never see an idle worker with a RUNNING slice. */
     worker_finish(w, f, status);
-    if (!others)
-        show_busy(w, NULL);
+}
+
+/* A flight that never was in the ring. The supervisor must never see an idle worker with a RUNNING slice: shown as
+ * busy until the word is terminal. */
+static void land_at_once(worker *w, flight *f, dpi_status status, backend_timing timing, dpi_error *error)
+{
+    land(w, f, status, timing, error);
+    if (!w->flight_count)
+        show_turn(w);
 }
 
 /* Claims and starts one slice; false when there was none. */
@@ -70,7 +79,7 @@ static bool take_off(worker *w, int64_t *look_again_ns)
     dpi_status status = worker_prepare(w, f, &error);
     f->loaded_ns = clock_now_ns();
     if (!w->flight_count)
-        show_busy(w, f);
+        show_busy(w, f, f->started_ns);
     backend_timing timing = {0};
     if (status || w->depth == 1) {
         if (w->engine_lock)
@@ -79,12 +88,12 @@ static bool take_off(worker *w, int64_t *look_again_ns)
             status = w->backend->run(w->engine, &f->call, &timing, &error);
         if (w->engine_lock)
             pthread_mutex_unlock(w->engine_lock);
-        land(w, f, w->flight_count, status, timing, &error);
+        land_at_once(w, f, status, timing, &error);
         return true;
     }
     status = w->backend->enqueue(w->engine, (int)index, &f->call, &error);
     if (status)
-        land(w, f, w->flight_count, status, timing, &error);
+        land_at_once(w, f, status, timing, &error);
     else
         w->flight_count++;
     return true;
@@ -95,12 +104,12 @@ static void land_oldest(worker *w)
     flight *f = &w->flights[w->flight_head];
     dpi_error error;
     error_clear(&error);
-    show_busy(w, f);
     backend_timing timing = {0};
     dpi_status status = w->backend->wait(w->engine, (int)w->flight_head, &timing, &error);
-    land(w, f, w->flight_count - 1, status, timing, &error);
+    land(w, f, status, timing, &error);
     w->flight_head = (w->flight_head + 1) % (unsigned)w->depth;
     w->flight_count--;
+    show_turn(w); /* after the word: see land_at_once */
 }
 
 void worker_loop(worker *w)

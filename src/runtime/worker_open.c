@@ -241,6 +241,12 @@ static dpi_status run_probe(worker *w, worker_report *report, dpi_error *error)
 {
     set_stage(w, STAGE_PROBING);
     w->max_rows = w->fixed_rows ? w->fixed_rows : w->setup.batch;
+    size_t limit = w->backend->max_rows ? w->backend->max_rows(w->engine) : 0;
+    if (limit && limit < w->max_rows) {
+        log_info(&w->log, "the engine takes %zu rows at once: --batch %zu is lowered", limit, w->max_rows);
+        w->max_rows = limit;
+    }
+    report->max_rows = w->max_rows;
     probe_request request = {.backend = w->backend,
                              .engine = w->engine,
                              .sig = &w->sig,
