@@ -1,5 +1,6 @@
 # make run    installs what is missing, builds, runs the main job          make test    builds and runs every test
 # make check  the wide one: sanitizers, fuzzers, linters                   make bench   writes docs/benchmarks.md
+# make test-gpu  what needs an NVIDIA GPU and TensorRT (headers by cmake -DDPI_TENSORRT_INCLUDE=...); skipped elsewhere
 PREFIX ?= /usr/local
 CMAKE = cmake -G Ninja -DDPI_PYTHON=$(CURDIR)/.deps/venv/bin/python
 
@@ -28,6 +29,11 @@ check:
 	@tools/deps.sh check
 	@tools/check.sh
 
+test-gpu: all
+	@tools/deps.sh test
+	@$(CMAKE) -S . -B build-test -DDPI_TESTS=ON >/dev/null && ninja -C build-test --quiet
+	@DPI_PYTHON=$${DPI_PYTHON:-$(CURDIR)/.deps/venv/bin/python} tools/test_gpu.sh || [ $$? -eq 77 ]
+
 bench: deps all
 	@tools/deps.sh test
 	@bench/run.sh
@@ -41,4 +47,4 @@ install: all
 clean:
 	rm -rf build build-*
 
-.PHONY: all deps run test check bench format install clean
+.PHONY: all deps run test test-gpu check bench format install clean

@@ -17,7 +17,7 @@ import json, sys
 facts = json.load(open(sys.argv[1]))
 trt = next(b for b in facts["backends"] if b["backend"] == "tensorrt")
 if not trt["available"]:
-    print("skipped:", trt["reason"])
+    print("the GPU tests are skipped:", trt["reason"])
 sys.exit(not trt["available"])
 P
     exit 77

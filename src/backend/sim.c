@@ -14,11 +14,28 @@ struct backend_library {
     const logger *log;
 };
 
+/* What a device does to a slice; above depth 1 each by an engine of its own. */
+enum { COPY_IN, COMPUTE, COPY_OUT, STAGES };
+
+/* A slice on the device. */
+typedef struct sim_slice {
+    const backend_call *call; /* NULL: the slot is free */
+    uint64_t number;          /* from 1; 0 for one of the probe's */
+    size_t row_bytes[PORT_MAX];
+    int64_t stage_ns[STAGES];
+    int64_t end_ns;
+} sim_slice;
+
 struct backend_engine {
     sim_model model;
     uint64_t slices; /* begun since it was ready; the probe's calls are none */
     bool ready;
     size_t worker;
+    /* depth > 1 */
+    sim_slice slots[BACKEND_MAX_DEPTH];
+    int order[BACKEND_MAX_DEPTH]; /* the slots in flight, oldest first */
+    int in_flight;
+    int64_t free_ns[STAGES]; /* when each engine has done all that was enqueued */
 };
 
 #define SIM_MAX_US       1e12 /* a longer cost would not fit the clock */
@@ -189,18 +206,24 @@ static dpi_status sim_infer_shapes(backend_engine *engine, const backend_array *
 
 static void sim_ready(backend_engine *engine) { engine->ready = true; }
 
-static void strike(const backend_engine *e)
+/* The planned faults of a slice. */
+static dpi_status strike(const backend_engine *e, uint64_t slice, dpi_error *error)
 {
     const sim_model *m = &e->model;
-    if (m->die_at_slice == e->slices) {
-        fprintf(stderr, "sim: dying at slice %llu as planned\n", (unsigned long long)e->slices);
+    if (!slice)
+        return DPI_OK;
+    if (m->die_at_slice == slice) {
+        fprintf(stderr, "sim: dying at slice %llu as planned\n", (unsigned long long)slice);
         raise(m->signal ? (int)m->signal : SIGKILL);
     }
-    if (m->exit_at_slice == e->slices)
+    if (m->exit_at_slice == slice)
         _exit(7);
-    if (m->hang_at_slice == e->slices)
+    if (m->hang_at_slice == slice)
         for (;;)
             pause();
+    if (m->fail_at_slice == slice)
+        return error_set(error, DPI_E_ENGINE, "sim failed at its slice %llu as planned", (unsigned long long)slice);
+    return DPI_OK;
 }
 
 static void compute_row(const backend_engine *e, const backend_call *call, size_t row, const size_t *row_bytes)
@@ -213,57 +236,146 @@ static void compute_row(const backend_engine *e, const backend_call *call, size_
         size_t elements = 0;
         shape_elements(call->outputs[o].shape, 1, call->outputs[o].rank, &elements);
         size_t size = dpi_dtype_size(m->sig.outputs[o].dtype);
-        char *result = (char *)call->outputs[o].data + row * elements * size;
-        sim_expected_row(m, rows, row_bytes, o, elements, result);
-        if (m->size_bits && elements)
-            dtype_set(m->sig.outputs[o].dtype, result, 0,
-                      dtype_get(m->sig.outputs[o].dtype, result, 0) + (double)call->rows / 65536.0);
+        char *first = call->outputs[o].data, *result = first + row * elements * size;
+        if (row && m->touch == SIM_TOUCH_NONE) { /* no row is looked at, so all results are the same */
+            memcpy(result, first, elements * size);
+        } else {
+            sim_expected_row(m, rows, row_bytes, o, elements, result);
+            if (m->size_bits && elements)
+                dtype_set(m->sig.outputs[o].dtype, result, 0,
+                          dtype_get(m->sig.outputs[o].dtype, result, 0) + (double)call->rows / 65536.0);
+        }
         if (m->rows_depend && elements && call->rows > 1) {
-            double first = dtype_get(m->sig.inputs[0].dtype, call->inputs[0].data, 0);
-            dtype_set(m->sig.outputs[o].dtype, result, 0, first + (double)row);
+            double x = dtype_get(m->sig.inputs[0].dtype, call->inputs[0].data, 0);
+            dtype_set(m->sig.outputs[o].dtype, result, 0, x + (double)row);
         }
     }
 }
 
-/* Lets the planned time pass, from `began`. */
-static void spend(const sim_model *m, int64_t began_ns, size_t rows, size_t bytes, uint64_t draw)
+static void compute_rows(const backend_engine *e, const sim_slice *s)
 {
-    double us = m->fixed_us + m->row_us * (double)rows;
-    us += m->jitter_us * ((double)(draw >> 11) * 0x1p-53);
-    us += m->bandwidth_mb_s > 0 ? (double)bytes / m->bandwidth_mb_s : 0;
-    if (us <= 0)
-        return;
-    int64_t until = began_ns + (int64_t)((us < SIM_MAX_US ? us : SIM_MAX_US) * 1000);
+    for (size_t row = 0; row < s->call->rows; row++)
+        compute_row(e, s->call, row, s->row_bytes);
+}
+
+static int64_t cost_ns(double us) { return (int64_t)((us < SIM_MAX_US ? us : SIM_MAX_US) * 1000); }
+
+static double copy_us(size_t bytes, double mb_s) { return mb_s > 0 ? (double)bytes / mb_s : 0; }
+
+/* Counts the slice and reckons what it costs. */
+static dpi_status begin_slice(backend_engine *e, const backend_call *call, sim_slice *s, dpi_error *error)
+{
+    const sim_model *m = &e->model;
+    size_t bytes_in = 0, bytes_out = 0, bytes;
+    e->slices += e->ready;
+    s->number = e->ready ? e->slices : 0;
+    s->call = call;
+    for (size_t i = 0; i < m->sig.input_count; i++) {
+        const backend_array *a = &call->inputs[i];
+        dpi_dtype dtype = m->sig.inputs[i].dtype;
+        bool whole = m->broadcast[i];
+        if (!(whole ? shape_bytes(dtype, a->shape, a->rank, &s->row_bytes[i])
+                    : shape_row_bytes(dtype, a->shape, a->rank, &s->row_bytes[i])))
+            return error_set(error, DPI_E_INTERNAL, "a call of sim has no complete shape for %s",
+                             m->sig.inputs[i].name);
+        bytes_in += whole ? 0 : s->row_bytes[i] * call->rows; /* a broadcast input is on the device already */
+    }
+    for (size_t o = 0; o < m->sig.output_count; o++)
+        if (shape_row_bytes(m->sig.outputs[o].dtype, call->outputs[o].shape, call->outputs[o].rank, &bytes))
+            bytes_out += bytes * call->rows;
+    double us = m->fixed_us + m->row_us * (double)call->rows + copy_us(bytes_in, m->bandwidth_mb_s);
+    us += m->jitter_us * ((double)(hash_mix64(e->worker, e->slices) >> 11) * 0x1p-53);
+    s->stage_ns[COPY_IN] = cost_ns(copy_us(bytes_in, m->copy_in_mb_s));
+    s->stage_ns[COMPUTE] = cost_ns(us);
+    s->stage_ns[COPY_OUT] = cost_ns(copy_us(bytes_out, m->copy_out_mb_s));
+    return DPI_OK;
+}
+
+/* Lets the planned time pass. */
+static void spend(const sim_model *m, int64_t until_ns)
+{
     if (!m->busy)
-        clock_sleep_until_ns(until);
-    while (clock_now_ns() < until)
+        clock_sleep_until_ns(until_ns);
+    while (clock_now_ns() < until_ns)
         ;
 }
 
+static void tell_timing(const sim_slice *s, backend_timing *timing)
+{
+    timing->copy_in_ns = (uint64_t)s->stage_ns[COPY_IN];
+    timing->copy_out_ns = (uint64_t)s->stage_ns[COPY_OUT];
+}
+
+/* ---- one call at a time ----------------------------------------------------------------------------------------- */
+
+static dpi_status run_alone(backend_engine *e, const backend_call *call, backend_timing *timing, dpi_error *error)
+{
+    sim_slice s;
+    int64_t began_ns = clock_now_ns(), total_ns = 0;
+    dpi_status status = begin_slice(e, call, &s, error);
+    if (!status)
+        status = strike(e, s.number, error);
+    if (status)
+        return status;
+    compute_rows(e, &s);
+    for (int i = 0; i < STAGES; i++)
+        total_ns += s.stage_ns[i];
+    if (total_ns > 0)
+        spend(&e->model, began_ns + total_ns);
+    tell_timing(&s, timing); /* compute_ns stays 0: what is left, the time for real results included */
+    return DPI_OK;
+}
+
+/* ---- several in flight ------------------------------------------------------------------------------------------ */
+
+static int sim_depth(const backend_engine *engine) { return (int)engine->model.depth; }
+
+static dpi_status sim_enqueue(backend_engine *e, int slot, const backend_call *call, dpi_error *error)
+{
+    if (slot < 0 || slot >= sim_depth(e) || e->slots[slot].call)
+        return error_set(error, DPI_E_INTERNAL, "a call was put into slot %d of sim, which is not free", slot);
+    sim_slice s;
+    dpi_status status = begin_slice(e, call, &s, error);
+    if (!status && e->model.fault_in_enqueue)
+        status = strike(e, s.number, error);
+    if (status)
+        return status;
+    /* Each engine takes the slice when the one before is through with it and all earlier slices. */
+    s.end_ns = clock_now_ns();
+    for (int i = 0; i < STAGES; i++) {
+        s.end_ns = (s.end_ns > e->free_ns[i] ? s.end_ns : e->free_ns[i]) + s.stage_ns[i];
+        e->free_ns[i] = s.end_ns;
+    }
+    e->slots[slot] = s;
+    e->order[e->in_flight++] = slot;
+    return DPI_OK;
+}
+
+static dpi_status sim_wait(backend_engine *e, int slot, backend_timing *timing, dpi_error *error)
+{
+    if (!e->in_flight || e->order[0] != slot)
+        return error_set(error, DPI_E_INTERNAL, "slot %d of sim is waited for, and it is not the oldest", slot);
+    sim_slice *s = &e->slots[slot];
+    spend(&e->model, s->end_ns);
+    dpi_status status = e->model.fault_in_enqueue ? DPI_OK : strike(e, s->number, error);
+    if (!status) {
+        compute_rows(e, s);
+        tell_timing(s, timing);
+        timing->compute_ns = (uint64_t)s->stage_ns[COMPUTE] + 1; /* 0 would mean the rest, waiting in turn included */
+    }
+    s->call = NULL;
+    e->in_flight--;
+    memmove(e->order, e->order + 1, (size_t)e->in_flight * sizeof e->order[0]);
+    return status;
+}
+
+/* At any depth, for callers that have one call at a time. */
 static dpi_status sim_run(backend_engine *e, const backend_call *call, backend_timing *timing, dpi_error *error)
 {
-    (void)timing;
-    const sim_model *m = &e->model;
-    int64_t began_ns = clock_now_ns();
-    e->slices += e->ready;
-    if (e->ready)
-        strike(e);
-    if (e->ready && m->fail_at_slice == e->slices)
-        return error_set(error, DPI_E_ENGINE, "sim failed at its slice %llu as planned", (unsigned long long)e->slices);
-    size_t row_bytes[PORT_MAX], bytes = 0;
-    for (size_t i = 0; i < m->sig.input_count; i++) {
-        const backend_array *a = &call->inputs[i];
-        bool whole = m->broadcast[i];
-        if (!(whole ? shape_bytes(m->sig.inputs[i].dtype, a->shape, a->rank, &row_bytes[i])
-                    : shape_row_bytes(m->sig.inputs[i].dtype, a->shape, a->rank, &row_bytes[i])))
-            return error_set(error, DPI_E_INTERNAL, "a call of sim has no complete shape for %s",
-                             m->sig.inputs[i].name);
-        bytes += whole ? 0 : row_bytes[i] * call->rows;
-    }
-    for (size_t row = 0; row < call->rows; row++)
-        compute_row(e, call, row, row_bytes);
-    spend(m, began_ns, call->rows, bytes, hash_mix64(e->worker, e->slices));
-    return DPI_OK;
+    if (sim_depth(e) == 1)
+        return run_alone(e, call, timing, error);
+    dpi_status status = sim_enqueue(e, 0, call, error);
+    return status ? status : sim_wait(e, 0, timing, error);
 }
 
 static dpi_status sim_export(backend_engine *engine, int fd, dpi_error *error)
@@ -289,6 +401,9 @@ const backend backend_sim = {
     .describe = sim_describe,
     .infer_shapes = sim_infer_shapes,
     .ready = sim_ready,
+    .depth = sim_depth,
     .run = sim_run,
+    .enqueue = sim_enqueue,
+    .wait = sim_wait,
     .export_engine = sim_export,
 };

@@ -13,6 +13,13 @@
  *     fixed_us, row_us        cost of a slice: fixed + rows * row, slept to an absolute deadline
  *     jitter_us               a pseudo-random part on top, uniform
  *     bandwidth_mb_s          cost per byte of input on top
+ *     copy_in_mb_s, copy_out_mb_s   rates at which the rows of the inputs come in and those of the outputs go out,
+ *                             before and after the costs above; 0: in no time
+ *     depth N                 calls in flight, 1 (the default) to 8. Above 1 the device is like a GPU with three
+ *                             streams: copy in, compute and copy out each serve one call after another, and those of
+ *                             different calls overlap. enqueue returns at once; wait sleeps until its call has been
+ *                             copied out and only then reads the inputs and writes the outputs (`touch none` or `ends`
+ *                             where that must not take the host's time).
  *     busy 1                  burns the core instead of sleeping
  *     compile_ms              how long opening takes
  *     rows_depend 1           each row's result depends on its neighbours (such a model is refused by the probe)
@@ -20,7 +27,9 @@
  *     size_bits 1             the result depends on the slice size in its last bits
  *     die_at_slice K, signal S, exit_at_slice K, hang_at_slice K, fail_at_slice K, hang_compile 1, die_compile 1
  *                             faults at the K-th slice (from 1) that this worker computes; the probe's
- *                             calls do not count (backend.ready)
+ *                             calls do not count (backend.ready). At a depth above 1 they strike in the slice's
+ *                             wait, when its time is up and its outputs are not written yet
+ *     fault_in_enqueue 1      they strike in its enqueue instead
  */
 #ifndef DPI_BACKEND_SIM_H
 #define DPI_BACKEND_SIM_H
@@ -39,14 +48,15 @@ typedef struct sim_model {
     bool broadcast[PORT_MAX];
     sim_axis axes[PORT_MAX][DPI_MAX_RANK]; /* of the outputs */
     sim_touch touch;
-    double fixed_us, row_us, jitter_us, bandwidth_mb_s, compile_ms;
-    bool busy, rows_depend, data_sized, size_bits, hang_compile, die_compile;
-    uint64_t die_at_slice, exit_at_slice, hang_at_slice, fail_at_slice, signal;
+    double fixed_us, row_us, jitter_us, bandwidth_mb_s, copy_in_mb_s, copy_out_mb_s, compile_ms;
+    bool busy, rows_depend, data_sized, size_bits, hang_compile, die_compile, fault_in_enqueue;
+    uint64_t depth, die_at_slice, exit_at_slice, hang_at_slice, fail_at_slice, signal;
 } sim_model;
 
 #define SIM_OPTIONS                                                                                                    \
-    "touch fixed_us row_us jitter_us bandwidth_mb_s busy compile_ms rows_depend data_sized size_bits die_at_slice "    \
-    "exit_at_slice hang_at_slice fail_at_slice signal hang_compile die_compile"
+    "touch fixed_us row_us jitter_us bandwidth_mb_s copy_in_mb_s copy_out_mb_s depth busy compile_ms rows_depend "     \
+    "data_sized size_bits die_at_slice exit_at_slice hang_at_slice fail_at_slice fault_in_enqueue signal "             \
+    "hang_compile die_compile"
 
 /* Parses an untrusted model of `bytes` bytes; `name` is for messages. DPI_E_MODEL names the line. */
 dpi_status sim_model_parse(const char *data, size_t bytes, const char *name, sim_model *model, dpi_error *error);

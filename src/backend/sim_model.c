@@ -43,16 +43,28 @@ bool sim_model_set(sim_model *m, const char *key, const char *value)
         const char *key;
         double *number;
         bool *flag;
-        uint64_t *count;
+        uint64_t *count, least, most;
     } fields[] = {
-        {"fixed_us", &m->fixed_us, NULL, NULL},           {"row_us", &m->row_us, NULL, NULL},
-        {"jitter_us", &m->jitter_us, NULL, NULL},         {"bandwidth_mb_s", &m->bandwidth_mb_s, NULL, NULL},
-        {"compile_ms", &m->compile_ms, NULL, NULL},       {"busy", NULL, &m->busy, NULL},
-        {"rows_depend", NULL, &m->rows_depend, NULL},     {"data_sized", NULL, &m->data_sized, NULL},
-        {"size_bits", NULL, &m->size_bits, NULL},         {"hang_compile", NULL, &m->hang_compile, NULL},
-        {"die_compile", NULL, &m->die_compile, NULL},     {"die_at_slice", NULL, NULL, &m->die_at_slice},
-        {"exit_at_slice", NULL, NULL, &m->exit_at_slice}, {"hang_at_slice", NULL, NULL, &m->hang_at_slice},
-        {"fail_at_slice", NULL, NULL, &m->fail_at_slice}, {"signal", NULL, NULL, &m->signal},
+        {"fixed_us", &m->fixed_us, NULL, NULL, 0, 0},
+        {"row_us", &m->row_us, NULL, NULL, 0, 0},
+        {"jitter_us", &m->jitter_us, NULL, NULL, 0, 0},
+        {"bandwidth_mb_s", &m->bandwidth_mb_s, NULL, NULL, 0, 0},
+        {"copy_in_mb_s", &m->copy_in_mb_s, NULL, NULL, 0, 0},
+        {"copy_out_mb_s", &m->copy_out_mb_s, NULL, NULL, 0, 0},
+        {"compile_ms", &m->compile_ms, NULL, NULL, 0, 0},
+        {"busy", NULL, &m->busy, NULL, 0, 0},
+        {"rows_depend", NULL, &m->rows_depend, NULL, 0, 0},
+        {"data_sized", NULL, &m->data_sized, NULL, 0, 0},
+        {"size_bits", NULL, &m->size_bits, NULL, 0, 0},
+        {"hang_compile", NULL, &m->hang_compile, NULL, 0, 0},
+        {"die_compile", NULL, &m->die_compile, NULL, 0, 0},
+        {"fault_in_enqueue", NULL, &m->fault_in_enqueue, NULL, 0, 0},
+        {"depth", NULL, NULL, &m->depth, 1, BACKEND_MAX_DEPTH},
+        {"die_at_slice", NULL, NULL, &m->die_at_slice, 0, INT64_MAX},
+        {"exit_at_slice", NULL, NULL, &m->exit_at_slice, 0, INT64_MAX},
+        {"hang_at_slice", NULL, NULL, &m->hang_at_slice, 0, INT64_MAX},
+        {"fail_at_slice", NULL, NULL, &m->fail_at_slice, 0, INT64_MAX},
+        {"signal", NULL, NULL, &m->signal, 0, 64},
     };
     if (strcmp(key, "touch") == 0)
         return set_touch(m, value);
@@ -60,9 +72,8 @@ bool sim_model_set(sim_model *m, const char *key, const char *value)
         if (strcmp(key, fields[i].key) != 0)
             continue;
         return fields[i].number ? set_number(fields[i].number, value)
-               : fields[i].flag
-                   ? set_flag(fields[i].flag, value)
-                   : text_to_u64(value, 0, fields[i].count == &m->signal ? 64 : INT64_MAX, fields[i].count);
+               : fields[i].flag ? set_flag(fields[i].flag, value)
+                                : text_to_u64(value, fields[i].least, fields[i].most, fields[i].count);
     }
     return false;
 }
@@ -150,6 +161,7 @@ static bool parse_line(sim_model *m, char *line)
 dpi_status sim_model_parse(const char *data, size_t bytes, const char *name, sim_model *m, dpi_error *error)
 {
     memset(m, 0, sizeof *m);
+    m->depth = 1;
     int number = 1;
     for (size_t at = 0; at < bytes; number++) {
         const char *end = memchr(data + at, '\n', bytes - at);

@@ -43,7 +43,7 @@ struct backend_engine {
 
 /* ---- devices ---------------------------------------------------------------------------------------------------- */
 
-static void describe_gpu(const cuda_api *cuda, const cuda_facts *f, backend_device_info *info)
+static void describe_gpu(const trt_shim *shim, const cuda_api *cuda, const cuda_facts *f, backend_device_info *info)
 {
     char driver[96], numa[32] = "";
     cuda_driver_text(cuda, driver, sizeof driver);
@@ -51,15 +51,15 @@ static void describe_gpu(const cuda_api *cuda, const cuda_facts *f, backend_devi
         snprintf(numa, sizeof numa, ", NUMA node %d", f->numa);
     snprintf(info->description, sizeof info->description, "%.60s, compute %d.%d, driver %s%s%s%s", f->name, f->major,
              f->minor, driver, f->link[0] ? ", " : "", f->link, numa);
-    snprintf(info->precisions, sizeof info->precisions, "fp32%s%s", f->major >= 8 ? " tf32" : "",
-             f->major >= 8 ? " fp16 bf16" : " fp16");
+    bool ampere = f->major >= 8;
+    snprintf(info->precisions, sizeof info->precisions, "fp32%s%s%s", ampere ? " tf32" : "",
+             shim->typed_only ? "" : " fp16", shim->has_bf16 && !shim->typed_only && ampere ? " bf16" : "");
     info->memory_bytes = f->memory_bytes;
 }
 
 static dpi_status rt_list_devices(backend_library *library, backend_device_info *list, size_t capacity, size_t *count,
                                   dpi_error *error)
 {
-    (void)library;
     const cuda_api *cuda;
     int gpus = 0;
     *count = 0;
@@ -75,7 +75,7 @@ static dpi_status rt_list_devices(backend_library *library, backend_device_info 
             break;
         list[i] = (backend_device_info){0};
         snprintf(list[i].name, sizeof list[i].name, "cuda:%d", i);
-        describe_gpu(cuda, &facts, &list[i]);
+        describe_gpu(library->shim, cuda, &facts, &list[i]);
     }
     return status;
 }
@@ -198,6 +198,9 @@ static dpi_status build_network(backend_engine *e, const backend_open_options *o
     size_t count = status ? 0 : shim->network_ports(network, ports, IO_MAX);
     if (count > IO_MAX)
         status = error_set(error, DPI_E_MODEL, "%s has more than %d inputs and outputs", model_name(o->model), IO_MAX);
+    if (!status && (!count || ports[count - 1].is_input))
+        status =
+            error_set(error, DPI_E_MODEL, "%s: the model has no outputs; is the file whole?", model_name(o->model));
     if (!status && o->output_count && !shim->network_keep(network, o->output_names, o->output_count))
         status = error_set(error, DPI_E_MODEL, "%s lacks one of the outputs that were asked for", model_name(o->model));
     if (!status)

@@ -28,8 +28,11 @@ typedef struct conformance_kit {
     /* What output `output` of row `row` is; false: not known, only consistency is tested. */
     bool (*reference)(const char *model, const signature *sig, const backend_array *inputs, size_t row, size_t output,
                       void *result);
-    /* Dtypes, separated by blanks, that the library itself computes in fewer bits; NULL: none. */
+    /* Dtypes, separated by blanks, that the library itself computes in fewer bits, or shows as a narrower dtype; NULL:
+     * none. */
     const char *narrowed;
+    /* Dtypes, separated by blanks, that the library may refuse; NULL: at most four, none of the common ones. */
+    const char *may_refuse;
     /* NULL, or a pattern below SOURCE/.deps/oldest: that library is tested, and skipped when it is not there. */
     const char *oldest;
     bool standard_cases; /* runs the ONNX standard's own cases */

@@ -145,6 +145,27 @@ static void rows_do_not_depend_on_place_or_neighbours_unless_asked(void **state)
     }
 }
 
+/* The short way for rows that nobody looks at gives what the reference says. */
+static void rows_that_are_not_touched_are_all_the_same(void **state)
+{
+    (void)state;
+    const uint8_t x[12] = {1, 2, 3, 4, 5, 6, 7, 8, 9};
+    float one[3], three[9];
+    for (int size_bits = 0; size_bits <= 1; size_bits++) {
+        sim_model *m = malloc(sizeof *m);
+        assert_int_equal(sim_model_parse(SIMPLE "touch none\n", strlen(SIMPLE "touch none\n"), "m", m, NULL), DPI_OK);
+        const void *row = x;
+        sim_expected_row(m, &row, (const size_t[]){4}, 0, 3, one);
+        one[0] += size_bits ? 3 / 65536.0f : 0;
+        backend_engine *engine = open_ok(SIMPLE, size_bits ? "touch none size_bits 1" : "touch none");
+        assert_int_equal(run_simple(engine, 3, x, three, NULL), DPI_OK);
+        for (int r = 0; r < 3; r++)
+            assert_memory_equal(three + 3 * r, one, sizeof one);
+        sim->close(engine);
+        free(m);
+    }
+}
+
 static void size_bits_changes_last_bits_alone(void **state)
 {
     (void)state;
@@ -398,6 +419,228 @@ static void calls_before_it_is_ready_are_no_slices(void **state)
     sim->close(engine);
 }
 
+/* ---- several calls in flight ------------------------------------------------------------------------------------ */
+
+#define DEPTH 3
+#define STAGED                                                                                                         \
+    "depth 3 copy_in_mb_s 0.0002 fixed_us 20000 copy_out_mb_s 0.0006" /* 20 ms each for one row of SIMPLE              \
+                                                                       */
+
+/* DEPTH calls of one row of SIMPLE, each with memory of its own. */
+typedef struct flights {
+    backend_engine *engine;
+    uint8_t x[DEPTH][4];
+    float y[DEPTH][3];
+    backend_array in[DEPTH], out[DEPTH];
+    backend_call calls[DEPTH];
+} flights;
+
+static void flights_open(flights *f, const char *options)
+{
+    *f = (flights){.engine = open_ok(SIMPLE, options)};
+    for (int i = 0; i < DEPTH; i++) {
+        memset(f->x[i], i + 1, sizeof f->x[i]);
+        memset(f->y[i], 0xa5, sizeof f->y[i]);
+        f->in[i] = (backend_array){.data = f->x[i], .rank = 2, .shape = {1, 4}};
+        f->out[i] = (backend_array){.data = f->y[i], .rank = 2, .shape = {1, 3}};
+        f->calls[i] = (backend_call){.rows = 1, .inputs = &f->in[i], .outputs = &f->out[i]};
+    }
+}
+
+static dpi_status flights_enqueue(flights *f, int slot, dpi_error *error)
+{
+    return sim->enqueue(f->engine, slot, &f->calls[slot], error);
+}
+
+static void flights_enqueue_all(flights *f)
+{
+    for (int i = 0; i < DEPTH; i++)
+        assert_int_equal(flights_enqueue(f, i, NULL), DPI_OK);
+}
+
+static dpi_status flights_wait(flights *f, int slot, dpi_error *error)
+{
+    backend_timing timing = {0};
+    return sim->wait(f->engine, slot, &timing, error);
+}
+
+static bool is_written(const flights *f, int slot)
+{
+    float want[3], old[3];
+    backend_engine *alone = open_ok(SIMPLE, NULL);
+    assert_int_equal(run_simple(alone, 1, f->x[slot], want, NULL), DPI_OK);
+    sim->close(alone);
+    memset(old, 0xa5, sizeof old);
+    bool written = memcmp(f->y[slot], want, sizeof want) == 0;
+    assert_true(written || memcmp(f->y[slot], old, sizeof old) == 0);
+    return written;
+}
+
+static void depth_is_what_was_asked_for(void **state)
+{
+    (void)state;
+    static const char *const options[] = {NULL, "depth 1", "depth 3", "depth 8"}, *const wrong[] = {"depth 0",
+                                                                                                    "depth 9"};
+    static const int depths[] = {1, 1, 3, BACKEND_MAX_DEPTH};
+    for (size_t i = 0; i < 4; i++) {
+        backend_engine *engine = open_ok(SIMPLE, options[i]);
+        assert_int_equal(sim->depth(engine), depths[i]);
+        sim->close(engine);
+    }
+    for (size_t i = 0; i < 2; i++) {
+        backend_engine *engine;
+        dpi_error error = {0};
+        assert_int_equal(open_with(SIMPLE, wrong[i], -1, &engine, &error), DPI_E_ARGUMENT);
+        assert_non_null(strstr(error.message, "depth"));
+    }
+}
+
+/* Who looks too early sees old data; a slot can be used again after its wait. */
+static void results_appear_in_the_wait(void **state)
+{
+    (void)state;
+    flights f;
+    flights_open(&f, "depth 3");
+    flights_enqueue_all(&f);
+    for (int turn = 0; turn < 7; turn++) {
+        int slot = turn % DEPTH;
+        for (int i = 0; i < DEPTH; i++)
+            assert_false(is_written(&f, i));
+        assert_int_equal(flights_wait(&f, slot, NULL), DPI_OK);
+        assert_true(is_written(&f, slot));
+        memset(f.y[slot], 0xa5, sizeof f.y[slot]);
+        f.x[slot][0] = (uint8_t)(50 + turn); /* another result */
+        assert_int_equal(flights_enqueue(&f, slot, NULL), DPI_OK);
+    }
+    sim->close(f.engine); /* with calls in flight */
+    flights_open(&f, "depth 3 fixed_us 2000");
+    assert_int_equal(sim->run(f.engine, &f.calls[1], &(backend_timing){0}, NULL), DPI_OK);
+    assert_true(is_written(&f, 1));
+    sim->close(f.engine);
+}
+
+/* Copies add to a call alone; timing tells them from the rest. */
+static void copies_take_their_time(void **state)
+{
+    (void)state;
+    for (int depth = 1; depth <= DEPTH; depth += 2) {
+        backend_timing timing = {0};
+        flights f;
+        flights_open(&f, depth == 1 ? STAGED " depth 1" : STAGED);
+        int64_t began_ns = clock_now_ns();
+        assert_int_equal(sim->run(f.engine, &f.calls[0], &timing, NULL), DPI_OK);
+        assert_true(clock_now_ns() - began_ns >= 60000000);
+        assert_int_equal(timing.copy_in_ns, 20000000);
+        assert_int_equal(timing.copy_out_ns, 20000000);
+        assert_true(is_written(&f, 0));
+        sim->close(f.engine);
+    }
+}
+
+/* Three calls of three stages of 20 ms end after 60, 80 and 100 ms, not after 60, 120 and 180. */
+static bool stages_overlap_once(void)
+{
+    flights f;
+    flights_open(&f, STAGED);
+    int64_t began_ns = clock_now_ns(), took_ns = 0;
+    flights_enqueue_all(&f);
+    int64_t enqueued_ns = clock_now_ns() - began_ns;
+    for (int i = 0; i < DEPTH; i++) {
+        backend_timing timing = {0};
+        assert_int_equal(sim->wait(f.engine, i, &timing, NULL), DPI_OK);
+        took_ns = clock_now_ns() - began_ns;
+        assert_true(took_ns >= (3 + i) * 20000000);
+        assert_int_equal(timing.copy_in_ns, 20000000);
+        assert_true(timing.compute_ns >= 20000000 && timing.compute_ns < 21000000); /* without the time in the queue */
+        assert_int_equal(timing.copy_out_ns, 20000000);
+    }
+    sim->close(f.engine);
+    return enqueued_ns < 20000000 && took_ns < 160000000;
+}
+
+static void stages_of_different_calls_overlap(void **state)
+{
+    (void)state;
+    bool overlap = false;
+    for (int i = 0; i < 10 && !overlap; i++) /* a busy machine may take longer now and then */
+        overlap = stages_overlap_once();
+    assert_true(overlap);
+}
+
+static void a_wrong_slot_is_refused(void **state)
+{
+    (void)state;
+    flights f;
+    flights_open(&f, "depth 3");
+    assert_int_equal(flights_wait(&f, 0, NULL), DPI_E_INTERNAL); /* nothing is in flight */
+    assert_int_equal(sim->enqueue(f.engine, 3, &f.calls[0], NULL), DPI_E_INTERNAL);
+    assert_int_equal(sim->enqueue(f.engine, -1, &f.calls[0], NULL), DPI_E_INTERNAL);
+    assert_int_equal(flights_enqueue(&f, 1, NULL), DPI_OK);
+    assert_int_equal(flights_enqueue(&f, 1, NULL), DPI_E_INTERNAL);
+    assert_int_equal(flights_enqueue(&f, 0, NULL), DPI_OK);
+    assert_int_equal(flights_wait(&f, 0, NULL), DPI_E_INTERNAL); /* slot 1 is older */
+    assert_int_equal(flights_wait(&f, 1, NULL), DPI_OK);
+    assert_int_equal(flights_wait(&f, 0, NULL), DPI_OK);
+    assert_true(is_written(&f, 0) && is_written(&f, 1) && !is_written(&f, 2));
+    sim->close(f.engine);
+}
+
+/* A failure frees its slot, leaves its outputs alone and the other calls in flight as they were. */
+static void a_failure_is_of_one_call(void **state)
+{
+    (void)state;
+    flights f;
+    dpi_error error = {0};
+    flights_open(&f, "depth 3 fail_at_slice 2");
+    flights_enqueue_all(&f);
+    assert_int_equal(flights_wait(&f, 0, NULL), DPI_OK);
+    assert_int_equal(flights_wait(&f, 1, &error), DPI_E_ENGINE);
+    assert_non_null(strstr(error.message, "slice 2"));
+    assert_int_equal(flights_enqueue(&f, 1, NULL), DPI_OK);
+    assert_int_equal(flights_wait(&f, 2, NULL), DPI_OK);
+    assert_true(is_written(&f, 0) && !is_written(&f, 1) && is_written(&f, 2));
+    assert_int_equal(flights_wait(&f, 1, NULL), DPI_OK);
+    assert_true(is_written(&f, 1));
+    sim->close(f.engine);
+    flights_open(&f, "depth 3 fail_at_slice 2 fault_in_enqueue 1");
+    assert_int_equal(flights_enqueue(&f, 0, NULL), DPI_OK);
+    assert_int_equal(flights_enqueue(&f, 1, &error), DPI_E_ENGINE);
+    assert_int_equal(flights_enqueue(&f, 1, NULL), DPI_OK);
+    assert_int_equal(flights_wait(&f, 0, NULL), DPI_OK);
+    assert_int_equal(flights_wait(&f, 1, NULL), DPI_OK);
+    sim->close(f.engine);
+}
+
+/* Deaths in the second call's wait, or in its enqueue. */
+static void it_dies_in_the_wait_or_in_the_enqueue(void **state)
+{
+    (void)state;
+    for (int in_enqueue = 0; in_enqueue <= 1; in_enqueue++) {
+        int pipes[2], status = 0, steps = 0;
+        char byte;
+        assert_int_equal(pipe(pipes), 0);
+        pid_t child = fork();
+        assert_true(child >= 0);
+        if (child == 0) {
+            flights f;
+            flights_open(&f, in_enqueue ? "depth 3 exit_at_slice 2 fault_in_enqueue 1" : "depth 3 exit_at_slice 2");
+            for (int i = 0; i < 2 * DEPTH; i++)
+                if ((i < DEPTH ? flights_enqueue(&f, i, NULL) : flights_wait(&f, i - DEPTH, NULL)) ||
+                    write(pipes[1], "", 1) != 1)
+                    break;
+            _exit(99);
+        }
+        close(pipes[1]);
+        while (read(pipes[0], &byte, 1) == 1)
+            steps++;
+        close(pipes[0]);
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_true(WIFEXITED(status));
+        assert_int_equal(WEXITSTATUS(status), 7);
+        assert_int_equal(steps, in_enqueue ? 1 : DEPTH + 1);
+    }
+}
+
 static void it_lists_its_device(void **state)
 {
     (void)state;
@@ -422,6 +665,7 @@ int main(void)
         cmocka_unit_test(every_dtype_gets_its_expected_rows),
         cmocka_unit_test(touch_decides_which_bytes_count),
         cmocka_unit_test(rows_do_not_depend_on_place_or_neighbours_unless_asked),
+        cmocka_unit_test(rows_that_are_not_touched_are_all_the_same),
         cmocka_unit_test(size_bits_changes_last_bits_alone),
         cmocka_unit_test(shapes_follow_the_inputs),
         cmocka_unit_test(a_slice_takes_at_least_its_cost),
@@ -433,6 +677,13 @@ int main(void)
         cmocka_unit_test(it_hangs_at_the_planned_slice),
         cmocka_unit_test(it_fails_once_at_the_planned_slice),
         cmocka_unit_test(calls_before_it_is_ready_are_no_slices),
+        cmocka_unit_test(depth_is_what_was_asked_for),
+        cmocka_unit_test(results_appear_in_the_wait),
+        cmocka_unit_test(copies_take_their_time),
+        cmocka_unit_test(stages_of_different_calls_overlap),
+        cmocka_unit_test(a_wrong_slot_is_refused),
+        cmocka_unit_test(a_failure_is_of_one_call),
+        cmocka_unit_test(it_dies_in_the_wait_or_in_the_enqueue),
         cmocka_unit_test(it_lists_its_device),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

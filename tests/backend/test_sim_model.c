@@ -38,6 +38,10 @@ static void a_model_means_what_it_says(void **state)
                        "fixed_us 12.5\n"
                        "row_us 3\n"
                        "busy 1\n"
+                       "depth 3\n"
+                       "copy_in_mb_s 55000\n"
+                       "copy_out_mb_s 0.5\n"
+                       "fault_in_enqueue 1\n"
                        "die_at_slice 7\n"
                        "signal 11";
     assert_int_equal(parse(text, m, &error), DPI_OK);
@@ -58,6 +62,8 @@ static void a_model_means_what_it_says(void **state)
     assert_int_equal(m->axes[1][2].input, -1);
     assert_int_equal(m->touch, SIM_TOUCH_ENDS);
     assert_true(m->fixed_us == 12.5 && m->row_us == 3 && m->busy);
+    assert_true(m->copy_in_mb_s == 55000 && m->copy_out_mb_s == 0.5 && m->fault_in_enqueue);
+    assert_int_equal(m->depth, 3);
     assert_int_equal(m->die_at_slice, 7);
     assert_int_equal(m->signal, 11);
     free(m);
@@ -70,6 +76,7 @@ static void a_fixed_batch_is_a_number_in_place_of_n(void **state)
     assert_int_equal(parse("input x int8 4 2\noutput y int8 4 2\n", m, NULL), DPI_OK);
     assert_int_equal(m->sig.inputs[0].shape[0], 4);
     assert_int_equal(m->sig.outputs[0].shape[0], 4);
+    assert_int_equal(m->depth, 1);
     free(m);
 }
 
@@ -130,6 +137,13 @@ static void a_wrong_line_is_named(void **state)
         "busy yes",
         "die_at_slice 1.5",
         "signal 65",
+        "depth 0",
+        "depth 9",
+        "depth -3",
+        "depth three",
+        "copy_in_mb_s -1",
+        "copy_out_mb_s fast",
+        "fault_in_enqueue 2",
         "\x01\x02\xff",
     };
     sim_model *m = malloc(sizeof *m);
