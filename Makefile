@@ -2,7 +2,9 @@
 # make check  the wide one: sanitizers, fuzzers, linters                   make bench   writes docs/benchmarks.md
 # make test-gpu  what needs an NVIDIA GPU and TensorRT (headers by cmake -DDPI_TENSORRT_INCLUDE=...); skipped elsewhere
 PREFIX ?= /usr/local
-CMAKE = cmake -G Ninja -DDPI_PYTHON=$(CURDIR)/.deps/venv/bin/python
+TENSORRT_INCLUDE ?=
+CMAKE = cmake -G Ninja -DDPI_PYTHON=$(CURDIR)/.deps/venv/bin/python \
+    $(if $(TENSORRT_INCLUDE),"-DDPI_TENSORRT_INCLUDE=$(TENSORRT_INCLUDE)")
 
 all: build/build.ninja
 	@ninja -C build --quiet

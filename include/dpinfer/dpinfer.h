@@ -156,6 +156,10 @@ typedef struct dpi_key_value {
     const char *value;
 } dpi_key_value;
 
+/* The smallest of 1, 2, 4, ... 256 rows within 2 % of the best rate that fits in the device's memory; the least of all
+ * devices. Excludes a fixed split. dpi_describe tells what was chosen. */
+#define DPI_BATCH_AUTO ((size_t)-1)
+
 typedef struct dpi_options {
     size_t struct_size;
 
@@ -165,13 +169,14 @@ typedef struct dpi_options {
     size_t model_bytes;
     const char *model_format; /* of model_data: "onnx" (default), "sim" */
 
-    const char
-        *devices; /* "auto" (default), or a list: "cpu:0,cpu:1", "cpu:0-3,8-11", "cpu:all", "cpu:numa0", "sim:0*64" */
+    const char *
+        devices; /* "auto" (default), or a list: "cpu:0,cpu:1", "cpu:0-3,8-11", "cpu:all", "cpu:numa0", "cuda:0,cuda:1",
+                    "cuda:GPU-...", "sim:0*64". auto: all GPUs where a backend can use them, else the cores */
     const char *backend; /* NULL: the first that opens this kind of file */
     const char *library; /* path of the backend's library; NULL: environment, beside the program, Python environment */
     dpi_precision precision;
 
-    size_t batch;                  /* most rows of one slice, per device; 0: 64 */
+    size_t batch;                  /* most rows of one slice, per device; 0: 64; DPI_BATCH_AUTO: measured at open */
     size_t total_batch_size;       /* fixed split: even shares of this many rows, the remainder spread; 0: adaptive */
     const size_t *batch_size_list; /* fixed split: one share per device (zero allowed for some); NULL: adaptive */
     size_t batch_size_count;

@@ -267,6 +267,8 @@ static dpi_status begin_slice(backend_engine *e, const backend_call *call, sim_s
 {
     const sim_model *m = &e->model;
     size_t bytes_in = 0, bytes_out = 0, bytes;
+    if (m->most_rows && call->rows > m->most_rows)
+        return error_set(error, DPI_E_DEVICE, "sim: a slice of %zu rows does not fit; lower --batch", call->rows);
     e->slices += e->ready;
     s->number = e->ready ? e->slices : 0;
     s->call = call;

@@ -25,6 +25,7 @@
  *     rows_depend 1           each row's result depends on its neighbours (such a model is refused by the probe)
  *     data_sized 1            the output size depends on data (refused by infer_shapes)
  *     size_bits 1             the result depends on the slice size in its last bits
+ *     most_rows N             larger slices fail, as one that does not fit in a device's memory
  *     die_at_slice K, signal S, exit_at_slice K, hang_at_slice K, fail_at_slice K, hang_compile 1, die_compile 1
  *                             faults at the K-th slice (from 1) that this worker computes; the probe's
  *                             calls do not count (backend.ready). At a depth above 1 they strike in the slice's
@@ -50,12 +51,12 @@ typedef struct sim_model {
     sim_touch touch;
     double fixed_us, row_us, jitter_us, bandwidth_mb_s, copy_in_mb_s, copy_out_mb_s, compile_ms;
     bool busy, rows_depend, data_sized, size_bits, hang_compile, die_compile, fault_in_enqueue;
-    uint64_t depth, die_at_slice, exit_at_slice, hang_at_slice, fail_at_slice, signal;
+    uint64_t depth, die_at_slice, exit_at_slice, hang_at_slice, fail_at_slice, signal, most_rows;
 } sim_model;
 
 #define SIM_OPTIONS                                                                                                    \
     "touch fixed_us row_us jitter_us bandwidth_mb_s copy_in_mb_s copy_out_mb_s depth busy compile_ms rows_depend "     \
-    "data_sized size_bits die_at_slice exit_at_slice hang_at_slice fail_at_slice fault_in_enqueue signal "             \
+    "data_sized size_bits die_at_slice exit_at_slice hang_at_slice fail_at_slice fault_in_enqueue signal most_rows "   \
     "hang_compile die_compile"
 
 /* Parses an untrusted model of `bytes` bytes; `name` is for messages. DPI_E_MODEL names the line. */

@@ -65,6 +65,7 @@ bool sim_model_set(sim_model *m, const char *key, const char *value)
         {"hang_at_slice", NULL, NULL, &m->hang_at_slice, 0, INT64_MAX},
         {"fail_at_slice", NULL, NULL, &m->fail_at_slice, 0, INT64_MAX},
         {"signal", NULL, NULL, &m->signal, 0, 64},
+        {"most_rows", NULL, NULL, &m->most_rows, 0, INT64_MAX},
     };
     if (strcmp(key, "touch") == 0)
         return set_touch(m, value);

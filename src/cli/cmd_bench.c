@@ -306,19 +306,23 @@ static dpi_status measure(bench *b, result *r, size_t turn, dpi_error *error)
     return DPI_OK;
 }
 
+#define WARM_UPS 25 /* the adaptive plan has settled after 20 */
+
 /* Warm-up; and how many rows a second's worth is, where --rows does not say. */
 static dpi_status warm_up(bench *b, dpi_error *error)
 {
-    double seconds, total = 0;
+    double seconds, total = 0, times[WARM_UPS];
+    int count = 0;
     uint64_t asked = b->o->rows;
     b->rows = b->batch * b->devices;
     dpi_status status = run_blocking(b, b->one, b->one_inputs, b->one_outputs, b->batch, NULL, &seconds, error);
-    for (int i = 0; i < 25 && total < 20 && !status; i++) { /* the adaptive plan has settled after 20 */
+    for (; count < WARM_UPS && total < 20 && !status; count++) {
         status = run_blocking(b, b->all, b->inputs, b->outputs[0], b->batch * b->devices, NULL, &seconds, error);
-        total += seconds;
+        total += times[count] = seconds;
     }
     double target = b->o->seconds_given ? b->o->seconds : 1;
-    double per_batch = seconds > 1e-6 ? seconds : 1e-6;
+    double typical = count ? quantile(times, (size_t)count, 0.5) : seconds; /* some of them tried other plans */
+    double per_batch = typical > 1e-6 ? typical : 1e-6;
     uint64_t batches = (uint64_t)(target / per_batch) + 1;
     b->rows = asked ? asked : batches * b->batch * b->devices;
     size_t row_bytes = 1, bytes;

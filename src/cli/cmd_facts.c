@@ -196,8 +196,10 @@ static void print_devices(const json_t *json)
     double quota = json_number_value(json_object_get(m, "quota_cpus"));
     if (quota > 0)
         printf(", limited to %.2f CPUs", quota);
-    printf("\nauto: %s\n", json_string_value(json_object_get(m, "auto_how")));
-    print_gpus(json_object_get(json, "gpus"));
+    const json_t *gpus = json_object_get(json, "gpus");
+    printf("\nauto%s: %s\n", json_array_size(gpus) ? ", where no GPU library opens the model" : "",
+           json_string_value(json_object_get(m, "auto_how")));
+    print_gpus(gpus);
     size_t i, k;
     json_t *b, *d;
     json_array_foreach(json_object_get(json, "backends"), i, b)

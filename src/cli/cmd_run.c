@@ -25,7 +25,7 @@ static const char help[] =
     "Where and how\n"
     "    --devices LIST            auto (default), cpu:0, cpu:0-3,8, cpu:all, cpu:numa0, sim:0; KIND:WHAT*2 is two "
     "workers\n"
-    "    --batch N                 rows per device and engine call (64)\n"
+    "    --batch N|auto            rows per device and engine call (64); auto measures which is best\n"
     "    --precision P             model (default), fp32, fp16, bf16\n"
     "    --backend B               openvino, onnxruntime, sim; --library FILE names its library\n"
     "    --provider NAME --provider-option K=V    ONNX Runtime's execution provider\n"

@@ -335,6 +335,10 @@ static dpi_status take_option(cli_options *o, unsigned flags, int option, const 
         return status;
     switch (option) {
     case OPT_BATCH:
+        if (strcmp(value, "auto") == 0 && !(flags & CLI_BENCH)) {
+            o->open.batch = DPI_BATCH_AUTO;
+            return DPI_OK;
+        }
         status = take_size_list("batch", value, o->batches, CLI_MAX_LIST, 1, &o->batch_count, error);
         if (!status && o->batch_count > 1 && !(flags & CLI_BENCH))
             return bad_value("batch", "one number (rows per device; only bench takes a list)", value, error);

@@ -1,6 +1,7 @@
 #include "runtime/probe.h"
 
 #include "base/clock.h"
+#include "runtime/best_rows.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -366,6 +367,11 @@ dpi_status probe_run(const probe_request *r, probe_result *result, dpi_error *er
 {
     dpi_error own;
     dpi_status status = probe_extents(r, result, error ? error : &own);
+    if (!status && r->find_rows) {
+        status = best_rows(r, &result->best_rows, error);
+        if (status)
+            probe_free(result);
+    }
     if (!status && r->backend->ready)
         r->backend->ready(r->engine);
     return status;

@@ -16,6 +16,7 @@ typedef struct probe_request {
     size_t max_rows;                /* most rows of one slice */
     size_t fixed_rows;              /* > 0: every call has this many rows (the model's fixed batch) */
     bool trust_rows;                /* do not refuse dependent rows */
+    bool find_rows;                 /* measure which slice size is best */
     const logger *log;
 } probe_request;
 
@@ -27,6 +28,7 @@ typedef struct probe_result {
     double fixed_ns, row_ns; /* first estimate of the cost of a slice: fixed + n * row; 0, 0 when skipped */
     double *sample;          /* the outputs of row 0, all outputs one after another, as doubles; malloc'd */
     size_t sample_count;     /* at most 4,096 */
+    size_t best_rows;        /* with find_rows: see best_rows.h */
 } probe_result;
 
 /* Runs the probe through run or enqueue/wait. DPI_E_MODEL when the model cannot be split by rows: an input without a

@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/text.h"
+#include "runtime/best_rows.h"
 #include "runtime/gpus.h"
 #include "runtime/probe.h"
 
@@ -38,7 +39,9 @@ static dpi_status check_options(const dpi_options *o, dpi_error *error)
         return error_set(error, DPI_E_ARGUMENT, "a model is given by path or by memory, not both");
     if (o->total_batch_size && o->batch_size_list)
         return error_set(error, DPI_E_ARGUMENT, "total_batch_size and batch_size_list exclude each other");
-    if (o->batch > 1u << 24)
+    if (o->batch == DPI_BATCH_AUTO && (o->total_batch_size || o->batch_size_list))
+        return error_set(error, DPI_E_ARGUMENT, "a fixed split names the rows itself: leave batch auto out");
+    if (o->batch > 1u << 24 && o->batch != DPI_BATCH_AUTO)
         return error_set(error, DPI_E_ARGUMENT, "a batch of %zu rows per device is too large", o->batch);
     if (o->queue_depth > LAYOUT_SLOTS)
         return error_set(error, DPI_E_ARGUMENT, "queue_depth is at most %d", LAYOUT_SLOTS);
@@ -130,6 +133,7 @@ static dpi_status fill_setup(dpi_session *s, const dpi_options *o, size_t w, con
     t->precision = o->precision;
     t->batch = s->max_rows;
     t->provider = dup_or_null(o->provider);
+    t->batch_auto = o->batch == DPI_BATCH_AUTO;
     t->trust_rows = o->trust_rows;
     t->cache_dir = dup_or_null(o->cache_dir);
     t->cache_max_bytes = o->cache_max_bytes;
@@ -270,7 +274,7 @@ static dpi_status prepare(dpi_session *s, const dpi_options *o, const char *form
         (logger){.sink = o->log, .context = o->log_context, .level = o->log_level ? o->log_level : DPI_LOG_WARNING};
     s->isolation = o->isolation;
     s->in_caller = o->isolation == DPI_ISOLATION_THREAD;
-    s->max_rows = o->batch ? o->batch : DEFAULT_BATCH;
+    s->max_rows = o->batch == DPI_BATCH_AUTO ? BEST_ROWS_MOST : o->batch ? o->batch : DEFAULT_BATCH;
     s->queue_depth = o->queue_depth ? o->queue_depth : DEFAULT_QUEUE;
     s->compile_timeout_ms = o->compile_timeout_ms ? o->compile_timeout_ms : DEFAULT_COMPILE_MS;
     s->slice_timeout_ms = o->slice_timeout_ms;

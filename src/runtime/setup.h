@@ -34,6 +34,7 @@ typedef struct worker_setup {
     size_t provider_option_count, backend_option_count;
     broadcast_input *broadcast;
     size_t broadcast_count;
+    bool batch_auto; /* `batch` is the largest size to try */
     bool trust_rows;
     char *cache_dir; /* NULL: the default folder; "": none */
     uint64_t cache_max_bytes;

@@ -246,7 +246,6 @@ static dpi_status run_probe(worker *w, worker_report *report, dpi_error *error)
         log_info(&w->log, "the engine takes %zu rows at once: --batch %zu is lowered", limit, w->max_rows);
         w->max_rows = limit;
     }
-    report->max_rows = w->max_rows;
     probe_request request = {.backend = w->backend,
                              .engine = w->engine,
                              .sig = &w->sig,
@@ -254,11 +253,17 @@ static dpi_status run_probe(worker *w, worker_report *report, dpi_error *error)
                              .max_rows = w->max_rows,
                              .fixed_rows = w->fixed_rows,
                              .trust_rows = w->setup.trust_rows,
+                             .find_rows = w->setup.batch_auto,
                              .log = &w->log};
     probe_result result;
     dpi_status status = probe_run(&request, &result, error);
     if (status)
         return status;
+    if (w->setup.batch_auto) {
+        w->max_rows = result.best_rows;
+        log_info(&w->log, "batch auto: %zu rows", w->max_rows);
+    }
+    report->max_rows = w->max_rows;
     report->probe_skipped = result.skipped;
     report->size_changes_bits = result.size_changes_bits;
     report->fixed_ns = result.fixed_ns;
