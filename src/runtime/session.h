@@ -149,6 +149,8 @@ dpi_status session_tell_all(dpi_session *s, const json_t *message, const int *fd
 /* Complete row shapes of all outputs for complete input shapes (axis 0 is ignored). Asks a worker where it must. */
 dpi_status session_output_shapes(dpi_session *s, int64_t inputs[PORT_MAX][DPI_MAX_RANK],
                                  int64_t outputs[PORT_MAX][DPI_MAX_RANK], dpi_error *error);
+
+/* ---- session_facts.c ---- */
 void session_describe(dpi_session *s, dpi_description *d);
 void session_stats(dpi_session *s, dpi_stats_data *stats);
 
