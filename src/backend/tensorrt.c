@@ -322,7 +322,7 @@ static dpi_status read_ports(backend_engine *e, const backend_open_options *o, d
         else
             e->sig.outputs[e->sig.output_count++] = all->outputs[at];
     }
-    for (size_t i = 0; i < all->output_count && !status; i++)
+    for (size_t i = 0; !status && i < all->output_count; i++)
         if (port_find(e->sig.outputs, e->sig.output_count, all->outputs[i].name) < 0)
             memcpy(e->extra[e->extra_count++], all->outputs[i].name, PORT_NAME_SIZE);
     free(all);
@@ -382,7 +382,7 @@ static size_t output_array(const backend_engine *e, size_t o) { return e->sig.in
 /* Buffers for all slots at the largest shapes, so that nothing is allocated later. */
 static dpi_status reserve(backend_engine *e, dpi_error *error)
 {
-    backend_array inputs[PORT_MAX];
+    backend_array inputs[PORT_MAX] = {0};
     for (size_t i = 0; i < e->sig.input_count; i++) {
         const port *p = &e->sig.inputs[i];
         int64_t min[DPI_MAX_RANK];
