@@ -568,7 +568,7 @@ static void a_stored_engine_computes_the_same(void **state)
 /* ---- the program ------------------------------------------------------------------------------------------------ */
 
 /* A Python environment holds the libraries too. */
-static void use_python_environment(void)
+void conformance_use_python(void)
 {
     char *python = strdup(conformance_python()), *slash = strrchr(python, '/');
     if (slash && !getenv("VIRTUAL_ENV")) {
@@ -647,7 +647,7 @@ static int run_suite(conformance *suite)
 
 int conformance_main(const conformance_kit *kit)
 {
-    use_python_environment();
+    conformance_use_python();
     setenv("TBB_ENABLE_SANITIZERS", "1", 0); /* else oneTBB loads a library in a way that the sanitizers refuse */
     empty_folder();
     conformance suite = {.kit = kit, .log = {.level = DPI_LOG_WARNING}};

@@ -44,6 +44,13 @@ extern const conformance_kit conformance_kit_sim, conformance_kit_onnxruntime, c
 /* Runs the suite; the program's exit code. */
 int conformance_main(const conformance_kit *kit);
 
+struct CMUnitTest;
+/* For a backend's tests of its own: runs `count` tests, each with the suite (library loaded) as its state, once more
+ * over the oldest library before (`oldest`, a pattern below SOURCE/.deps/oldest) unless `variable` of the environment
+ * names another. Ends the program: 0, 1, or 77 where the library is not there. */
+int conformance_group(const conformance_kit *kit, const char *variable, const char *oldest, dpi_log_level level,
+                      const struct CMUnitTest *tests, size_t count);
+
 /* ---- shared by the suite's files ---- */
 
 typedef struct conformance {
@@ -54,6 +61,8 @@ typedef struct conformance {
     logger log;
 } conformance;
 
+/* The Python environment that holds the suite's packages holds the libraries too. */
+void conformance_use_python(void);
 /* Path of one of the suite's models, malloc'd; skips the test when the kit has none. */
 char *conformance_make(const conformance *suite, const char *model);
 /* Defaults for opening `model`, which must outlive them. */

@@ -112,69 +112,8 @@ dpi_status ort_try_load(const conformance *suite, const char *path, backend_libr
 
 /* ---- the program ------------------------------------------------------------------------------------------------- */
 
-/* Runs this program once more over the oldest library, where it is installed and no other was named; its exit code. */
-static int run_oldest(void)
-{
-    char *pattern = text_format("%s/.deps/oldest/onnxruntime/capi/libonnxruntime.so.*", conformance_source_folder());
-    char *program = file_of_program();
-    const char *const command[] = {program, NULL};
-    glob_t found;
-    int code = 0;
-    if (pattern && program && !getenv(LIBRARY_VARIABLE) && glob(pattern, 0, NULL, &found) == 0) {
-        setenv(LIBRARY_VARIABLE, found.gl_pathv[0], 1);
-        code = conformance_spawn(command);
-        unsetenv(LIBRARY_VARIABLE);
-        globfree(&found);
-    }
-    free(program);
-    free(pattern);
-    return code;
-}
-
-static void load_library(conformance *suite)
-{
-    const char *named = getenv(LIBRARY_VARIABLE);
-    char *python = strdup(conformance_python());
-    char *slash = python ? strstr(python, "/bin/python") : NULL;
-    dpi_error error = {0};
-    if (slash && !getenv("VIRTUAL_ENV")) { /* a Python environment holds the library too */
-        *slash = 0;
-        setenv("VIRTUAL_ENV", python, 1);
-    }
-    free(python);
-    if (named && access(named, R_OK) != 0) {
-        fprintf(stderr, "%s is not there\n", named);
-        exit(77);
-    }
-    if (ort->load(&(backend_load_options){0}, &suite->log, &suite->library, &error)) {
-        fprintf(stderr, "%s\n", error.message);
-        exit(strstr(error.message, "not found") ? 77 : 1); /* found, but bad: a failure */
-    }
-    backend_library_info info;
-    ort->library_info(suite->library, &info);
-    print_message("ONNX Runtime %s: %s\n", info.version, info.path);
-}
-
 int ort_main(const struct CMUnitTest *tests, size_t count)
 {
-    int cpu = 0, oldest = run_oldest();
-    conformance suite = {.kit = &conformance_kit_onnxruntime, .log = {.level = DPI_LOG_ERROR}};
-    suite.device = (backend_device){.kind = "cpu", .name = "cpu:0", .cpus = &cpu, .cpu_count = 1, .threads = 1};
-    load_library(&suite);
-    char *folder = conformance_folder();
-    if (!folder || file_make_folders(folder, NULL))
-        return 1;
-    free(folder);
-    struct CMUnitTest *all = malloc(count * sizeof *all);
-    if (!all)
-        return 1;
-    memcpy(all, tests, count * sizeof *all);
-    for (size_t i = 0; i < count; i++)
-        all[i].initial_state = &suite;
-    int failed = _cmocka_run_group_tests("onnxruntime", all, count, NULL, NULL);
-    free(all);
-    ort->unload(suite.library);
-    /* Inference libraries run threads and destructors of their own at exit, which are not what is tested here. */
-    fflush(NULL);
-    _exit(failed || (oldest && oldest != 77) ? 1 : 0);
+    return conformance_group(&conformance_kit_onnxruntime, LIBRARY_VARIABLE, "onnxruntime/capi/libonnxruntime.so.*",
+                             DPI_LOG_ERROR, tests, count);
 }

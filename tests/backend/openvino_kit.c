@@ -113,69 +113,8 @@ int export_to_memory(backend_engine *engine, size_t head)
 
 /* ---- the program ------------------------------------------------------------------------------------------------- */
 
-/* Runs this program once more over the oldest library, where it is installed and no other was named; its exit code. */
-static int run_oldest(void)
-{
-    char *pattern = text_format("%s/.deps/oldest/openvino/libs/libopenvino_c.so.*", conformance_source_folder());
-    char *program = file_of_program();
-    const char *const command[] = {program, NULL};
-    glob_t found;
-    int code = 0;
-    if (pattern && program && !getenv(LIBRARY_VARIABLE) && glob(pattern, 0, NULL, &found) == 0) {
-        setenv(LIBRARY_VARIABLE, found.gl_pathv[0], 1);
-        code = conformance_spawn(command);
-        unsetenv(LIBRARY_VARIABLE);
-        globfree(&found);
-    }
-    free(program);
-    free(pattern);
-    return code;
-}
-
-static dpi_status load_library(conformance *suite)
-{
-    const char *named = getenv(LIBRARY_VARIABLE);
-    char *python = strdup(conformance_python());
-    char *slash = python ? strstr(python, "/bin/python") : NULL;
-    dpi_error error = {0};
-    if (slash && !getenv("VIRTUAL_ENV")) { /* a Python environment holds the library too */
-        *slash = 0;
-        setenv("VIRTUAL_ENV", python, 1);
-    }
-    free(python);
-    setenv("TBB_ENABLE_SANITIZERS", "1", 0); /* else oneTBB loads a library in a way that the sanitizers refuse */
-    if (named && access(named, R_OK) != 0) {
-        fprintf(stderr, "%s is not there\n", named);
-        exit(77);
-    }
-    dpi_status status = ov->load(&(backend_load_options){0}, &suite->log, &suite->library, &error);
-    if (status) {
-        fprintf(stderr, "%s\n", error.message);
-        exit(strstr(error.message, "not found") ? 77 : 1); /* found, but bad: a failure */
-    }
-    return status;
-}
-
 int openvino_main(const struct CMUnitTest *tests, size_t count)
 {
-    int cpu = 0, oldest = run_oldest();
-    conformance suite = {.kit = &conformance_kit_openvino, .log = {.level = DPI_LOG_WARNING}};
-    suite.device = (backend_device){.kind = "cpu", .name = "cpu:0", .cpus = &cpu, .cpu_count = 1, .threads = 1};
-    load_library(&suite);
-    char *folder = conformance_folder();
-    if (!folder || file_make_folders(folder, NULL))
-        return 1;
-    free(folder);
-    struct CMUnitTest *all = malloc(count * sizeof *all);
-    if (!all)
-        return 1;
-    memcpy(all, tests, count * sizeof *all);
-    for (size_t i = 0; i < count; i++)
-        all[i].initial_state = &suite;
-    int failed = _cmocka_run_group_tests("openvino", all, count, NULL, NULL);
-    free(all);
-    ov->unload(suite.library);
-    /* Inference libraries run threads and destructors of their own at exit, which are not what is tested here. */
-    fflush(NULL);
-    _exit(failed || (oldest && oldest != 77) ? 1 : 0);
+    return conformance_group(&conformance_kit_openvino, LIBRARY_VARIABLE, "openvino/libs/libopenvino_c.so.*",
+                             DPI_LOG_WARNING, tests, count);
 }
