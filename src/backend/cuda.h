@@ -66,7 +66,6 @@ enum {
     X(cuMemHostUnregister, "cuMemHostUnregister", (void *))                                                            \
     X(cuMemcpyHtoDAsync, "cuMemcpyHtoDAsync_v2", (CUdeviceptr, const void *, size_t, CUstream))                        \
     X(cuMemcpyDtoHAsync, "cuMemcpyDtoHAsync_v2", (void *, CUdeviceptr, size_t, CUstream))                              \
-    X(cuMemsetD8Async, "cuMemsetD8Async", (CUdeviceptr, unsigned char, size_t, CUstream))                              \
     X(cuStreamCreate, "cuStreamCreate", (CUstream *, unsigned))                                                        \
     X(cuStreamDestroy, "cuStreamDestroy_v2", (CUstream))                                                               \
     X(cuStreamSynchronize, "cuStreamSynchronize", (CUstream))                                                          \

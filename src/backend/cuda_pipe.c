@@ -214,8 +214,7 @@ static bool is_registered(const cuda_pipe *p, const char *at, size_t bytes)
 
 /* ---- buffers ---------------------------------------------------------------------------------------------------- */
 
-dpi_status cuda_pipe_buffer(cuda_pipe *p, int slot, size_t array, size_t bytes, CUdeviceptr *buffer, bool *moved,
-                            dpi_error *error)
+dpi_status cuda_pipe_buffer(cuda_pipe *p, int slot, size_t array, size_t bytes, CUdeviceptr *buffer, dpi_error *error)
 {
     slot_state *s = &p->slots[slot];
     bytes = bytes < SMALLEST ? SMALLEST : bytes;
@@ -230,8 +229,6 @@ dpi_status cuda_pipe_buffer(cuda_pipe *p, int slot, size_t array, size_t bytes, 
         if (status)
             return status;
         s->buffer_bytes[array] = bytes;
-        if (moved)
-            *moved = true;
     }
     *buffer = s->buffers[array];
     return DPI_OK;
@@ -315,7 +312,7 @@ dpi_status cuda_pipe_in(cuda_pipe *p, int slot, size_t array, const void *host, 
 {
     slot_state *s = &p->slots[slot];
     CUdeviceptr buffer;
-    dpi_status status = cuda_pipe_buffer(p, slot, array, bytes, &buffer, NULL, error);
+    dpi_status status = cuda_pipe_buffer(p, slot, array, bytes, &buffer, error);
     if (!status)
         status = begin_copying(p, s, error);
     if (status || !bytes)

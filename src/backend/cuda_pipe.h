@@ -46,9 +46,8 @@ dpi_status cuda_pipe_enter(cuda_pipe *pipe, dpi_error *error);
 void cuda_pipe_register(cuda_pipe *pipe, void *memory, size_t bytes, bool writable);
 void cuda_pipe_unregister(cuda_pipe *pipe, void *memory);
 
-/* Device buffer number `array` of a slot, at least `bytes` (and never 0); *moved (may be NULL) is set when it stands
- * elsewhere than before. */
-dpi_status cuda_pipe_buffer(cuda_pipe *pipe, int slot, size_t array, size_t bytes, CUdeviceptr *buffer, bool *moved,
+/* Device buffer number `array` of a slot, at least `bytes` (and never 0). */
+dpi_status cuda_pipe_buffer(cuda_pipe *pipe, int slot, size_t array, size_t bytes, CUdeviceptr *buffer,
                             dpi_error *error);
 
 dpi_status cuda_pipe_in(cuda_pipe *pipe, int slot, size_t array, const void *host, size_t bytes, dpi_error *error);

@@ -374,7 +374,7 @@ static dpi_status output_buffer(backend_engine *e, int slot, size_t array, const
     size_t bytes;
     if (!e->library->shim->get_shape(e->trt, name, shape, &rank) || !shape_bytes(dtype, shape, rank, &bytes))
         return error_set(error, DPI_E_MODEL, "the size of the output %s depends on data", name);
-    return cuda_pipe_buffer(e->pipe, slot, array, bytes, buffer, NULL, error);
+    return cuda_pipe_buffer(e->pipe, slot, array, bytes, buffer, error);
 }
 
 static size_t output_array(const backend_engine *e, size_t o) { return e->sig.input_count + o; }
@@ -401,7 +401,7 @@ static dpi_status reserve(backend_engine *e, dpi_error *error)
             size_t bytes;
             if (!shape_bytes(e->sig.inputs[i].dtype, inputs[i].shape, inputs[i].rank, &bytes))
                 return error_set(error, DPI_E_MODEL, "the input %s has no largest shape", e->sig.inputs[i].name);
-            status = cuda_pipe_buffer(e->pipe, slot, i, bytes, &buffer, NULL, error);
+            status = cuda_pipe_buffer(e->pipe, slot, i, bytes, &buffer, error);
         }
         for (size_t o = 0; o < e->sig.output_count && !status; o++)
             status = output_buffer(e, slot, output_array(e, o), e->sig.outputs[o].name, e->sig.outputs[o].dtype,
@@ -599,7 +599,7 @@ static dpi_status bind(backend_engine *e, int slot, const backend_call *call, dp
     CUdeviceptr buffer;
     dpi_status status = set_shapes(e, call->inputs, error);
     for (size_t i = 0; i < e->sig.input_count && !status; i++) {
-        status = cuda_pipe_buffer(e->pipe, slot, i, 0, &buffer, NULL, error);
+        status = cuda_pipe_buffer(e->pipe, slot, i, 0, &buffer, error);
         if (!status)
             status = set_address(e, e->sig.inputs[i].name, buffer, error);
     }

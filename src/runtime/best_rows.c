@@ -22,15 +22,6 @@ typedef struct stand {
 
 static bool is_row_input(const stand *s, size_t i) { return !s->request->broadcast[i].data; }
 
-static bool has_free_axes(const probe_request *r)
-{
-    for (size_t i = 0; i < r->sig->input_count; i++)
-        for (int k = 1; k < r->sig->inputs[i].rank; k++)
-            if (!r->broadcast[i].data && r->sig->inputs[i].shape[k] < 0)
-                return true;
-    return false;
-}
-
 static dpi_status take_memory(stand *s, backend_array *a, dpi_dtype dtype, dpi_error *error)
 {
     size_t bytes;
@@ -89,9 +80,11 @@ static dpi_status measure(stand *s, size_t rows, double *rate, int64_t *slowest_
             status = b->enqueue(engine, (int)(sent % (size_t)s->depth), &call, error);
             sent += !status;
         }
-        if (!status && s->depth > 1)
+        if (status)
+            break;
+        if (s->depth > 1)
             status = b->wait(engine, (int)(done % (size_t)s->depth), &timing, error);
-        else if (!status) {
+        else {
             status = b->run(engine, &call, &timing, error);
             sent++;
         }
@@ -126,7 +119,7 @@ size_t best_rows_choose(const size_t *sizes, const double *rates, size_t count)
 dpi_status best_rows(const probe_request *r, size_t *rows, dpi_error *error)
 {
     *rows = r->max_rows;
-    if (r->fixed_rows || has_free_axes(r))
+    if (r->fixed_rows || probe_has_free_axes(r))
         return DPI_OK;
     stand s;
     size_t sizes[SIZES_MAX], count = 0;

@@ -301,7 +301,7 @@ static dpi_status examine(probe *p, probe_result *result, dpi_error *error)
     return status;
 }
 
-static bool has_free_axes(const probe_request *r)
+bool probe_has_free_axes(const probe_request *r)
 {
     for (size_t i = 0; i < r->sig->input_count; i++)
         for (int k = 1; k < r->sig->inputs[i].rank; k++)
@@ -346,7 +346,7 @@ static dpi_status probe_extents(const probe_request *r, probe_result *result, dp
         if (r->sig->inputs[i].rank < 1 && !r->broadcast[i].data)
             return error_set(error, DPI_E_MODEL, "the input %s has no rows; give it with --broadcast",
                              r->sig->inputs[i].name);
-    if (!has_free_axes(r))
+    if (!probe_has_free_axes(r))
         return probe_extent(r, 1, result, error);
     static const int64_t extents[] = {8, 16, 32, 64, 224, 1};
     for (size_t i = 0; i < sizeof extents / sizeof extents[0]; i++) {

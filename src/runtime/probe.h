@@ -39,6 +39,9 @@ typedef struct probe_result {
 dpi_status probe_run(const probe_request *request, probe_result *result, dpi_error *error);
 void probe_free(probe_result *result);
 
+/* Whether an input that is split has free axes beside the rows. */
+bool probe_has_free_axes(const probe_request *request);
+
 /* Largest |a-b| relative to max |a|, 0 for equal bits, infinity when one is NaN and the other is not. */
 double probe_difference(const probe_result *a, const probe_result *b);
 
