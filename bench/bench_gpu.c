@@ -9,7 +9,7 @@
  * split      dpi_submit with 4 batches in flight, rows in dpi_alloc memory
  * blocking   dpi_forward, one call after another
  * plain      as split, rows in ordinary memory (copied by the caller); memcpy: the host's own rate for the same bytes
- * shard      dpi_run from FILE.npy to a .npy
+ * shard      dpi_run from FILE.npy to a .npy; "no file": its results dropped
  * Prints one line per figure: name, median, least, most, and the median of the ratio to `alone` of the same turn.
  */
 #include "backend/cuda.h"
@@ -307,14 +307,14 @@ static double blocking_turn(rig *r, double seconds, double *latencies, size_t *c
     return (double)(calls * r->batch) / ((double)(now - began) * 1e-9);
 }
 
-static double shard_turn(rig *r, const settings *s)
+static double shard_turn(rig *r, const settings *s, bool keep)
 {
     dpi_run_options o = DPI_INIT(dpi_run_options);
     dpi_run_result result = DPI_INIT(dpi_run_result);
     dpi_error error;
     char out[4096];
     snprintf(out, sizeof out, "%s.results.npy", s->rows);
-    const char *output = out;
+    const char *output = keep ? out : "none";
     o.inputs = &s->rows;
     o.outputs = &output;
     o.input_count = o.output_count = 1;
@@ -393,8 +393,10 @@ static void measure(alone *a, rig *rigs, const settings *s)
         ADD("blocking", blocking_turn(&rigs[0], seconds, NULL, NULL, 0));
         ADD("plain", split_turn(&rigs[0], rigs[0].plain, seconds));
         ADD("memcpy", memcpy_turn(&rigs[0], seconds));
-        if (s->rows)
-            ADD("shard", shard_turn(&rigs[0], s));
+        if (s->rows) {
+            ADD("shard", shard_turn(&rigs[0], s, true));
+            ADD("shard, no file", shard_turn(&rigs[0], s, false));
+        }
         double again = alone_turn(a, seconds);
         for (size_t i = 0; i < count && t >= 0; i++)
             note(names[i], values[i], (reference + again) / 2);

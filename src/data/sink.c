@@ -163,6 +163,12 @@ bool sink_same_file(const sink *s, int fd)
            same_file(&target, &source);
 }
 
+void sink_write_back(const sink *s)
+{
+    if (s->kind == SINK_NPY)
+        sync_file_range(s->fd, 0, 0, SYNC_FILE_RANGE_WRITE); /* advice: a failure shows in sink_finish */
+}
+
 dpi_status sink_finish(sink *s, dpi_error *error)
 {
     if (s->kind == SINK_NONE)

@@ -52,6 +52,10 @@ void sink_top_records(const port *output, const void *rows_data, size_t rows, si
  * line `row,class,score` (top 1) or `row,class1,score1,class2,score2,...`; `first` counts from the source's own row. */
 dpi_status sink_write_records(sink *s, uint64_t first_row, const sink_top *records, size_t rows, dpi_error *error);
 
+/* Asks the kernel to begin writing what is dirty to disk, so that sink_finish has little left to wait for. May be
+ * called at any time from the caller's side. */
+void sink_write_back(const sink *s);
+
 /* All rows are written: syncs, renames to the final name, syncs the folder. */
 dpi_status sink_finish(sink *s, dpi_error *error);
 /* Frees; an unfinished sink's .part is removed. NULL is fine. */

@@ -10,6 +10,7 @@
 #define CHUNK_SLICES     4096
 #define CHUNK_RECORDS    (1u << 20) /* rows of a chunk whose .csv records wait in memory */
 #define CHUNKS_IN_FLIGHT 3
+#define WRITE_BACK_NS    200000000
 
 typedef struct run {
     dpi_session *s;
@@ -21,7 +22,7 @@ typedef struct run {
     uint64_t first_row, rows, chunk_rows;
     uint32_t job;
     bool has_csv;
-    int64_t began_ns, shown_ns;
+    int64_t began_ns, shown_ns, written_back_ns;
     uint64_t *base_rows, *worker_rows; /* rows of each worker before the run, and since */
     bool cancelled;
 } run;
@@ -239,11 +240,23 @@ static dpi_status write_records(run *r, dpi_ticket ticket, uint64_t at, dpi_erro
     return status;
 }
 
+/* Lets the disk work beside the devices. Not too often: a page that is written to again goes to disk again. */
+static void write_back(run *r)
+{
+    int64_t now = clock_now_ns();
+    if (now - r->written_back_ns < WRITE_BACK_NS)
+        return;
+    r->written_back_ns = now;
+    for (size_t o = 0; o < r->s->sig.output_count; o++)
+        sink_write_back(r->sinks[o]);
+}
+
 static dpi_status finish_chunk(run *r, dpi_ticket ticket, uint64_t at, dpi_error *error)
 {
     dpi_status status;
     while ((status = batch_wait(r->s, ticket, clock_now_ns() + 100000000, false, NULL, 0, error)) == DPI_TIMEOUT) {
         show_progress(r, false);
+        write_back(r);
         if (r->cancelled)
             batch_cancel(r->s, ticket, NULL);
     }
