@@ -40,7 +40,7 @@ fuzz() {
 }
 tidy() {
     cmake -G Ninja -S . -B build-tidy -DCMAKE_C_COMPILER=clang -DDPI_TESTS=OFF >/dev/null &&
-        git ls-files 'src/*.c' | xargs -P2 -n4 clang-tidy -p build-tidy --quiet --warnings-as-errors='*'
+        ninja -C build-tidy --quiet dpi_build_id && git ls-files 'src/*.c' | xargs -P2 -n4 clang-tidy -p build-tidy --quiet --warnings-as-errors='*'
 }
 format() { git ls-files '*.c' '*.h' | xargs clang-format --dry-run -Werror; }
 

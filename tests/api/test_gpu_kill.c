@@ -61,7 +61,7 @@ static double one_round(const char *model, unsigned delay_us)
     memset(in.data, 1, in_bytes);
     memset(out.data, 0xA5, out_bytes);
     dpi_batch b = DPI_INIT(dpi_batch);
-    dpi_ticket ticket;
+    dpi_ticket ticket = 0;
     b.inputs = &in;
     b.outputs = &out;
     b.input_count = b.output_count = 1;

@@ -243,7 +243,7 @@ static void abandoned_batches_finish_by_themselves(void **state)
     (void)state;
     dpi_options o = DPI_INIT(dpi_options);
     o.queue_depth = 2;
-    kit *k = kit_open(SIMPLE "fixed_us 150000\n", "sim:0", &o);
+    kit *k = kit_open(SIMPLE "fixed_us 400000\n", "sim:0", &o);
     dpi_error error;
     void *block = dpi_alloc(k->s, 4096, DPI_OUTPUT, &error);
     assert_non_null(block);
@@ -259,7 +259,7 @@ static void abandoned_batches_finish_by_themselves(void **state)
         for (size_t at = 0; i < 4 && at < 3 * 3 * 4; at++)
             assert_int_equal(((unsigned char *)b->out[0].data)[at], 0xa5);
         kit_batch_free(b); /* its memory is ours again */
-        clock_sleep_until_ns(clock_now_ns() + 155000000);
+        clock_sleep_until_ns(clock_now_ns() + 405000000);
     }
     kit_assert_ok(dpi_free(k->s, block, &error), error);
     kit_forward(k, 4, 1);

@@ -344,8 +344,7 @@ static void own_ready(backend_engine *e)
 }
 
 static const backend own = {.name = "own", .infer_shapes = own_infer, .run = own_run, .ready = own_ready};
-static const backend own_queue = {
-    .name = "own", .infer_shapes = own_infer, .enqueue = own_enqueue, .wait = own_wait};
+static const backend own_queue = {.name = "own", .infer_shapes = own_infer, .enqueue = own_enqueue, .wait = own_wait};
 
 static dpi_status probe_own(const backend *b, backend_engine *engine, int64_t extent, size_t max_rows,
                             probe_result *result, dpi_error *error)
