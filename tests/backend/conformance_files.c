@@ -71,23 +71,23 @@ static void write_file(const char *path, const void *data, size_t bytes)
     assert_int_equal(fclose(out), 0);
 }
 
-/* From a file and from memory: never a crash; an engine, or DPI_E_MODEL naming the file. */
-static void try_broken(const conformance *suite, const void *data, size_t bytes, bool must_fail)
+/* From a file and from memory: never a crash; an engine, or DPI_E_MODEL naming the file. `what` names the case. */
+static void try_broken(const conformance *suite, const char *what, const void *data, size_t bytes, bool must_fail)
 {
     char *folder = conformance_folder(), *path = text_format("%s/broken.%s", folder, suite->kit->format);
     dpi_status status;
-    dpi_error error;
+    dpi_error error = {0};
     write_file(path, data, bytes);
     backend_engine *engine = conformance_open(suite, path, 4, &status, &error);
     if (engine)
         suite->kit->backend->close(engine);
     if ((must_fail || status) && (status != DPI_E_MODEL || !strstr(error.message, path)))
-        fail_msg("%zu bytes: status %d, \"%s\"", bytes, status, error.message);
+        fail_msg("%s, %zu bytes: status %d, \"%s\"", what, bytes, status, error.message);
     status = open_bytes(suite, data, bytes, &engine, &error);
     if (engine)
         suite->kit->backend->close(engine);
     if ((must_fail || status) && status != DPI_E_MODEL)
-        fail_msg("%zu bytes in memory: status %d, \"%s\"", bytes, status, error.message);
+        fail_msg("%s, %zu bytes in memory: status %d, \"%s\"", what, bytes, status, error.message);
     free(path);
     free(folder);
 }
@@ -101,23 +101,25 @@ void broken_models_are_refused(void **state)
     size_t bytes;
     assert_int_equal(file_read(path, 1 << 24, &read, &bytes, NULL), DPI_OK);
     data = read;
-    try_broken(suite, data, 0, true);
-    try_broken(suite, data, 1, true);
+    try_broken(suite, "empty", data, 0, true);
+    try_broken(suite, "one byte", data, 1, true);
     for (uint64_t i = 0; i < 8; i++)
-        try_broken(suite, data, hash_mix64(1, i) % bytes, suite->kit->standard_cases);
-    try_broken(suite, data, bytes - 1, suite->kit->standard_cases);
+        try_broken(suite, "cut", data, hash_mix64(1, i) % bytes, suite->kit->standard_cases);
+    try_broken(suite, "last byte missing", data, bytes - 1, suite->kit->standard_cases);
     for (uint64_t i = 0; i < 16; i++) { /* one byte wrong: it may well be a valid model still */
         size_t at = hash_mix64(2, i) % (bytes < 200 ? bytes : 200);
         data[at] ^= (unsigned char)(1u << (i % 8));
-        try_broken(suite, data, bytes, false);
+        char what[64];
+        snprintf(what, sizeof what, "bit %d of byte %zu flipped", (int)(i % 8), at);
+        try_broken(suite, what, data, bytes, false);
         data[at] ^= (unsigned char)(1u << (i % 8));
     }
     unsigned char noise[5000];
     for (size_t i = 0; i < sizeof noise; i++)
         noise[i] = (unsigned char)hash_mix64(3, i);
-    try_broken(suite, noise, sizeof noise, true);
+    try_broken(suite, "noise", noise, sizeof noise, true);
     memset(noise, 0, sizeof noise);
-    try_broken(suite, noise, sizeof noise, true);
+    try_broken(suite, "zeros", noise, sizeof noise, true);
     free(data);
     free(path);
 }
@@ -131,7 +133,7 @@ void a_model_that_lies_about_its_size_is_refused(void **state)
     void *data;
     size_t bytes;
     assert_int_equal(file_read(path, 1 << 24, &data, &bytes, NULL), DPI_OK);
-    try_broken(suite, data, bytes, true);
+    try_broken(suite, "lies about its size", data, bytes, true);
     free(data);
     free(path);
 }

@@ -224,6 +224,6 @@ const conformance_kit conformance_kit_tensorrt = {.backend = &backend_tensorrt,
                                                   .format = "onnx",
                                                   .make = tensorrt_make,
                                                   .reference = onnx_reference,
-                                                  .narrowed = "int64",
+                                                  .narrowed = "int64 float64",
                                                   .may_refuse = "bool int8 uint8 int16 uint16 uint32 uint64 bfloat16 "
                                                                 "float64"};
