@@ -41,12 +41,13 @@ extern "C" {
 /* ---- status and errors ------------------------------------------------------------------------------------------ */
 
 /* One row per status: name, number, who is at fault ('u' the user's mistake: exit code 2, 'r' run time: exit code 1,
- * '-' neither), meaning. Grouped by what broke. */
+ * 'b' the data: exit code 3, '-' nobody), meaning. Grouped by what broke. */
 #define DPI_STATUS_LIST(X)                                                                                             \
     X(DPI_OK, 0, '-', "done")                                                                                          \
     X(DPI_BUSY, 1, '-', "the queue is full")                                                                           \
     X(DPI_TIMEOUT, 2, '-', "the deadline passed; the batch goes on")                                                   \
     X(DPI_CANCELLED, 3, '-', "cancelled by the caller")                                                                \
+    X(DPI_BAD_ROWS, 4, 'b', "done, but for rows that cannot be computed")                                              \
     X(DPI_E_ARGUMENT, 16, 'u', "an argument or option is wrong")                                                       \
     X(DPI_E_MODEL, 17, 'u', "the model cannot be used")                                                                \
     X(DPI_E_BACKEND, 18, 'u', "the backend or its library cannot be used")                                             \
@@ -73,7 +74,7 @@ typedef struct dpi_error {
 
 /* Name of a status ("DPI_E_MODEL"), or "?" for a number that is none. Never NULL; static storage. */
 DPI_API const char *dpi_status_name(dpi_status status);
-/* Exit code for a program that ends with this status: 0, 1 or 2. */
+/* Exit code for a program that ends with this status: 0, 1, 2 or 3. */
 DPI_API int dpi_status_exit_code(dpi_status status);
 
 /* "0.1.0"; static storage. */
@@ -156,6 +157,26 @@ typedef struct dpi_key_value {
     const char *value;
 } dpi_key_value;
 
+/* A row that kills or fails every worker that computes it: found by halving the slice that held it. */
+typedef enum dpi_on_bad_row {
+    DPI_BAD_ROW_FAIL = 0, /* its batch or run fails, with an error that names the row */
+    DPI_BAD_ROW_SKIP,     /* its outputs are NaN (0 where the dtype has none), the other rows are computed; the call
+                             returns DPI_BAD_ROWS. A row that the engine refuses with an error is treated alike. */
+} dpi_on_bad_row;
+
+typedef struct dpi_bad_row {
+    uint64_t row;       /* of the batch; of the source in dpi_run */
+    const char *reason; /* valid during the call */
+} dpi_bad_row;
+
+/* Told of each bad row that was left out, by the thread in dpi_wait, dpi_forward or dpi_run before that returns. */
+typedef void (*dpi_bad_row_fn)(void *context, const dpi_bad_row *row);
+
+/* Receives what happens to workers, one JSON object a line without newline: {"event": "started" | "died" | "replayed" |
+ * "retired" | "bad_row" | ..., "worker": 1, "device": "sim:1", ...}. Called from dpinfer's own thread; must not call
+ * dpinfer. */
+typedef void (*dpi_event_fn)(void *context, const char *json);
+
 /* The smallest of 1, 2, 4, ... 256 rows within 2 % of the best rate that fits in the device's memory; the least of all
  * devices. Excludes a fixed split. dpi_describe tells what was chosen. */
 #define DPI_BATCH_AUTO ((size_t)-1)
@@ -208,6 +229,15 @@ typedef struct dpi_options {
     dpi_log_fn log; /* NULL: warnings and errors to standard error */
     void *log_context;
     dpi_log_level log_level; /* 0: warnings */
+
+    /* Workers that die or hang are replaced, and what they were at is computed by others. */
+    dpi_on_bad_row on_bad_row;
+    uint64_t max_bad_rows; /* more of them in one batch or run are a failure; 0: 1,000 */
+    dpi_bad_row_fn bad_row;
+    void *bad_row_context;
+    uint32_t max_deaths; /* of a device in a row, not explained by a bad row, until it is given up; 0: 5 */
+    dpi_event_fn event;
+    void *event_context;
 } dpi_options;
 
 #ifdef __cplusplus
@@ -370,6 +400,10 @@ typedef struct dpi_stats_data {
     uint64_t wake_ns;                               /* from the last slice's end to the waiter's return, summed */
     dpi_worker_stats *workers;                      /* caller's array, may be NULL */
     size_t worker_count;                            /* its length in; workers of the session out */
+    uint64_t deaths;                                /* of workers, hangs that were ended among them */
+    uint64_t replayed_slices;                       /* that a worker died over and another computed */
+    uint64_t bad_rows;                              /* left out */
+    uint64_t retired_devices;                       /* given up */
 } dpi_stats_data;
 
 /* Any thread, any time; does not disturb what runs. */

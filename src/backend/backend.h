@@ -30,8 +30,9 @@ typedef struct backend_device {
     size_t cpu_count;
     size_t threads; /* compute threads to use, >= 1 */
     bool pinned;
-    bool in_caller; /* thread isolation: the process is the user's: change nothing process-wide, keep it loaded */
-    size_t worker;  /* number of the worker in its session */
+    bool in_caller;      /* thread isolation: the process is the user's: change nothing process-wide, keep it loaded */
+    size_t worker;       /* number of the worker in its session */
+    uint32_t generation; /* and of its start, from 1 */
 } backend_device;
 
 typedef struct backend_model {
@@ -94,6 +95,17 @@ typedef struct backend_device_info {
     uint64_t memory_bytes;
 } backend_device_info;
 
+/* Where a worker stands with a slice: see worker_loop.c and worker_slice.c. */
+typedef enum backend_step {
+    STEP_CLAIMED = 1, /* the word is RUNNING */
+    STEP_LOADED,      /* its rows are at hand */
+    STEP_COMPUTED,    /* the engine is through with it */
+    STEP_DELIVERED,   /* the results are in their place */
+    STEP_DONE,        /* the word is DONE */
+    STEP_COUNTED,     /* and taken off the hint of those left */
+    STEP_RUNG,        /* and the waiter rung */
+} backend_step;
+
 typedef enum backend_threading {
     BACKEND_ENGINES_INDEPENDENT, /* several engines may run at once in one process */
     BACKEND_ONE_CPU_DEVICE,      /* one CPU device per process (its thread pool is the process's) */
@@ -142,6 +154,9 @@ typedef struct backend {
 
     /* Told once, by probe_run, when the engine has passed its probe: what comes now is work. NULL: no use for it. */
     void (*ready)(backend_engine *engine);
+
+    /* Told between the steps of a slice's life, so that sim can die there. NULL but for sim. */
+    void (*step)(backend_engine *engine, backend_step step);
 
     /* Most rows of one call where the engine itself sets a limit, else 0. NULL: 0. */
     size_t (*max_rows)(const backend_engine *engine);

@@ -1,4 +1,5 @@
 #include "backend/sim.h"
+#include "backend/sim_faults.h"
 
 #include "base/clock.h"
 #include "base/file.h"
@@ -28,7 +29,8 @@ typedef struct sim_slice {
 
 struct backend_engine {
     sim_model model;
-    uint64_t slices; /* begun since it was ready; the probe's calls are none */
+    uint64_t slices;  /* begun since it was ready; the probe's calls are none */
+    uint64_t claimed; /* slices, by the steps that it was told of */
     bool ready;
     size_t worker;
     /* depth > 1 */
@@ -153,6 +155,10 @@ static dpi_status sim_open(backend_library *library, const backend_open_options 
                                options->options[i].value);
     if (!status)
         status = choose_outputs(options, &e->model, error);
+    if (e->model.fault_generations && options->device->generation > e->model.fault_generations)
+        sim_without_faults(&e->model);
+    if (options->device->in_caller) /* there is no shared memory and no socket to spoil */
+        e->model.spoil_at_slice = e->model.babble_at_slice = 0;
     if (!status && options->import_fd >= 0)
         status = check_import(options->import_fd, error);
     else if (!status)
@@ -206,24 +212,11 @@ static dpi_status sim_infer_shapes(backend_engine *engine, const backend_array *
 
 static void sim_ready(backend_engine *engine) { engine->ready = true; }
 
-/* The planned faults of a slice. */
-static dpi_status strike(const backend_engine *e, uint64_t slice, dpi_error *error)
+static void sim_step(backend_engine *engine, backend_step step)
 {
-    const sim_model *m = &e->model;
-    if (!slice)
-        return DPI_OK;
-    if (m->die_at_slice == slice) {
-        fprintf(stderr, "sim: dying at slice %llu as planned\n", (unsigned long long)slice);
-        raise(m->signal ? (int)m->signal : SIGKILL);
-    }
-    if (m->exit_at_slice == slice)
-        _exit(7);
-    if (m->hang_at_slice == slice)
-        for (;;)
-            pause();
-    if (m->fail_at_slice == slice)
-        return error_set(error, DPI_E_ENGINE, "sim failed at its slice %llu as planned", (unsigned long long)slice);
-    return DPI_OK;
+    engine->claimed += step == STEP_CLAIMED;
+    if (engine->model.die_at_step)
+        sim_die_at_step(&engine->model, engine->claimed, step);
 }
 
 static void compute_row(const backend_engine *e, const backend_call *call, size_t row, const size_t *row_bytes)
@@ -316,7 +309,7 @@ static dpi_status run_alone(backend_engine *e, const backend_call *call, backend
     int64_t began_ns = clock_now_ns(), total_ns = 0;
     dpi_status status = begin_slice(e, call, &s, error);
     if (!status)
-        status = strike(e, s.number, error);
+        status = sim_strike(&e->model, call, s.number, error);
     if (status)
         return status;
     compute_rows(e, &s);
@@ -339,7 +332,7 @@ static dpi_status sim_enqueue(backend_engine *e, int slot, const backend_call *c
     sim_slice s;
     dpi_status status = begin_slice(e, call, &s, error);
     if (!status && e->model.fault_in_enqueue)
-        status = strike(e, s.number, error);
+        status = sim_strike(&e->model, call, s.number, error);
     if (status)
         return status;
     /* Each engine takes the slice when the one before is through with it and all earlier slices. */
@@ -359,7 +352,7 @@ static dpi_status sim_wait(backend_engine *e, int slot, backend_timing *timing, 
         return error_set(error, DPI_E_INTERNAL, "slot %d of sim is waited for, and it is not the oldest", slot);
     sim_slice *s = &e->slots[slot];
     spend(&e->model, s->end_ns);
-    dpi_status status = e->model.fault_in_enqueue ? DPI_OK : strike(e, s->number, error);
+    dpi_status status = e->model.fault_in_enqueue ? DPI_OK : sim_strike(&e->model, s->call, s->number, error);
     if (!status) {
         compute_rows(e, s);
         tell_timing(s, timing);
@@ -403,6 +396,7 @@ const backend backend_sim = {
     .describe = sim_describe,
     .infer_shapes = sim_infer_shapes,
     .ready = sim_ready,
+    .step = sim_step,
     .depth = sim_depth,
     .run = sim_run,
     .enqueue = sim_enqueue,

@@ -26,6 +26,17 @@ static bool set_flag(bool *field, const char *value)
     return true;
 }
 
+static bool set_poison_how(sim_model *m, const char *value)
+{
+    static const char *const names[] = {"die", "hang", "fail"};
+    for (int i = 0; i < 3; i++)
+        if (strcmp(value, names[i]) == 0) {
+            m->poison_how = (sim_poison)i;
+            return true;
+        }
+    return false;
+}
+
 static bool set_touch(sim_model *m, const char *value)
 {
     static const char *const names[] = {"all", "ends", "none"};
@@ -64,11 +75,19 @@ bool sim_model_set(sim_model *m, const char *key, const char *value)
         {"exit_at_slice", NULL, NULL, &m->exit_at_slice, 0, INT64_MAX},
         {"hang_at_slice", NULL, NULL, &m->hang_at_slice, 0, INT64_MAX},
         {"fail_at_slice", NULL, NULL, &m->fail_at_slice, 0, INT64_MAX},
+        {"spoil_at_slice", NULL, NULL, &m->spoil_at_slice, 0, INT64_MAX},
+        {"babble_at_slice", NULL, NULL, &m->babble_at_slice, 0, INT64_MAX},
+        {"die_at_step", NULL, NULL, &m->die_at_step, 0, STEP_RUNG},
+        {"fault_generations", NULL, NULL, &m->fault_generations, 0, INT64_MAX},
+        {"poison", &m->poison, NULL, NULL, 0, 0},
         {"signal", NULL, NULL, &m->signal, 0, 64},
         {"most_rows", NULL, NULL, &m->most_rows, 0, INT64_MAX},
     };
     if (strcmp(key, "touch") == 0)
         return set_touch(m, value);
+    if (strcmp(key, "poison_how") == 0)
+        return set_poison_how(m, value);
+    m->has_poison |= strcmp(key, "poison") == 0;
     for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
         if (strcmp(key, fields[i].key) != 0)
             continue;

@@ -21,7 +21,7 @@ int dpi_status_exit_code(dpi_status status)
 {
     switch (status) {
 #define X(name, number, blame, text)                                                                                   \
-    case name: return (blame) == 'u' ? 2 : (name) == DPI_OK ? 0 : 1;
+    case name: return (blame) == 'u' ? 2 : (blame) == 'b' ? 3 : (name) == DPI_OK ? 0 : 1;
         DPI_STATUS_LIST(X)
 #undef X
     }

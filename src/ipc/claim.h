@@ -4,10 +4,12 @@
  * One 64-bit word per slice: state, worker, generation, batch sequence; moved only by compare-and-swap:
  *
  *     FREE -> CLAIMED -> RUNNING -> DONE or BAD
+ *     after a death: CLAIMED -> FREE, RUNNING -> SUSPECT -> DONE or BAD
  *
  * FREE     nobody's: shard mode's queue, or slices of a worker that died (never while it can still write)
  * CLAIMED  planned for `worker`, not started: that worker starts it, or an idle one steals it
  * RUNNING  `worker` in `generation` computes it
+ * SUSPECT  `worker` died of it, or failed: the supervisor alone moves it on, after trials (runtime/recovery.h)
  * DONE     its output rows are in place; BAD: they never will be (the worker's page says why, or it was cancelled)
  *
  * The sequence stops a late worker from touching the word after its slot was given to another batch. Memory order:
@@ -21,7 +23,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum claim_state { CLAIM_NONE = 0, CLAIM_FREE, CLAIM_CLAIMED, CLAIM_RUNNING, CLAIM_DONE, CLAIM_BAD };
+enum claim_state { CLAIM_NONE = 0, CLAIM_FREE, CLAIM_CLAIMED, CLAIM_RUNNING, CLAIM_DONE, CLAIM_BAD, CLAIM_SUSPECT };
+
+/* In `worker` of a BAD word: no worker's page tells why. */
+#define CLAIM_DROPPED 0x3ffu /* nobody had started it when its batch was cancelled or failed */
+#define CLAIM_JUDGED  0x3feu /* the supervisor's verdict, which stands in its batch */
 
 typedef struct claim {
     uint32_t sequence;   /* 32 bits */

@@ -81,8 +81,8 @@ typedef struct batch_desc {
     /* Rows of worker w's slices (its last may be shorter); shard mode: [0], the same for all. */
     _Atomic uint32_t slice_rows[LAYOUT_WORKERS];
     _Atomic uint32_t
-        first_slice[LAYOUT_WORKERS + 1]; /* split: worker w has slices first_slice[w] up to first_slice[w + 1] */
-    uint32_t reserved;
+        first_slice[LAYOUT_WORKERS + 1];    /* split: worker w has slices first_slice[w] up to first_slice[w + 1] */
+    _Atomic uint32_t orphans;               /* moves when words have become FREE that workers may have passed already */
     uint64_t share_row[LAYOUT_WORKERS + 1]; /* split: and rows share_row[w] up to share_row[w + 1] */
     layout_array inputs[PORT_MAX], outputs[PORT_MAX];
 } batch_desc;
@@ -99,6 +99,16 @@ typedef struct worker_control {
 
 static_assert(sizeof(worker_control) == 64, "worker_control: size");
 
+/* Rows that one worker is to compute with nothing else in flight (runtime/recovery.h). `number` is 0 while the caller
+ * prepares the rest; a worker reads it first and again after. */
+typedef struct trial {
+    _Atomic uint64_t number;
+    _Atomic uint32_t worker, slot, sequence, slice;
+    _Atomic uint64_t first_row, rows; /* within the batch */
+    _Atomic uint32_t fill;            /* not computed: the outputs get the value of rows that cannot be */
+    uint32_t reserved;
+} trial;
+
 typedef struct control {
     uint32_t magic, version;
     uint32_t worker_count, wait_mode;
@@ -107,14 +117,15 @@ typedef struct control {
     _Atomic uint32_t shutdown;     /* leave */
     _Atomic uint32_t event_wanted; /* write to the event descriptor when a batch is complete */
     uint32_t spin_us;              /* how long a worker may spin before it sleeps */
-    uint32_t reserved;
+    uint32_t on_bad_row;           /* dpi_on_bad_row */
+    trial trial;
     alignas(64) _Atomic uint64_t active; /* bit s: slot s may hold work */
     worker_control workers[LAYOUT_WORKERS];
     batch_desc batches[LAYOUT_SLOTS];
 } control;
 
-static_assert(offsetof(control, active) == 64, "control: active");
-static_assert(offsetof(control, workers) == 128, "control: workers");
+static_assert(offsetof(control, active) == 128, "control: active");
+static_assert(offsetof(control, workers) == 192, "control: workers");
 
 /* ---- page ------------------------------------------------------------------------------------------------------- */
 

@@ -1,6 +1,7 @@
 /* Batches on their way in: a slot, memory, a plan, the rows; then the claims that workers see. */
 #include "runtime/batch.h"
 #include "base/clock.h"
+#include "runtime/recovery.h"
 
 #include <assert.h>
 #include <stdalign.h>
@@ -29,6 +30,9 @@ static void fixed_shares(const dpi_session *s, uint64_t rows, size_t *shares)
     }
 }
 
+/* So much is a worker behind that is not there: it gets nothing. */
+#define ABSENT_NS 1e18
+
 static void plan(dpi_session *s, batch *b, size_t *shares)
 {
     double busy[LAYOUT_WORKERS];
@@ -38,7 +42,7 @@ static void plan(dpi_session *s, batch *b, size_t *shares)
         return;
     }
     for (size_t w = 0; w < s->count; w++)
-        busy[w] = s->in_flight ? s->workers[w].busy_ns : 0;
+        busy[w] = !s->workers[w].ready ? ABSENT_NS : s->in_flight ? s->workers[w].busy_ns : 0;
     planner_next(s->planner, busy, b->rows, s->fixed_rows ? s->fixed_rows : 1, s->max_rows, shares, &b->choice);
     if (s->in_flight)
         b->choice = -1;
@@ -194,10 +198,8 @@ static void publish(dpi_session *s, batch *b)
                 continue;
             if (copies)
                 bytes += copy_slice(s, b, d, w, slice);
-            claim_publish(&c->word[slice], (claim){.sequence = b->sequence,
-                                                   .generation = s->workers[w].generation,
-                                                   .worker = (uint32_t)w,
-                                                   .state = CLAIM_CLAIMED});
+            claim_publish(&c->word[slice],
+                          (claim){.sequence = b->sequence, .worker = (uint32_t)w, .state = CLAIM_CLAIMED});
             left--;
             if (copies || turn == 0)
                 ring_worker(s, w);
@@ -223,6 +225,7 @@ static void enter_slot(dpi_session *s, batch *b, int slot, uint32_t flags)
     fill_arrays(s, b, d);
     atomic_store_explicit(&d->flags, flags, memory_order_relaxed);
     atomic_store_explicit(&d->slice_count, b->slice_count, memory_order_relaxed);
+    atomic_store_explicit(&d->orphans, 0, memory_order_relaxed);
     hint_start(&c->left, b->sequence, b->slice_count);
     hint_start(&c->next, b->sequence, flags & BATCH_SHARD ? b->slice_count : 0);
     atomic_store_explicit(&d->sequence, b->sequence, memory_order_release);
@@ -358,6 +361,7 @@ dpi_status batch_submit(dpi_session *s, const dpi_batch *from, int64_t deadline_
         publish(s, b);
     pthread_mutex_lock(&s->lock);
     b->waiter = b->publishing = false;
+    recovery_free_planned(s, b); /* for workers that died before they were told */
     pthread_mutex_unlock(&s->lock);
     return DPI_OK;
 }

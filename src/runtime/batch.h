@@ -23,6 +23,13 @@ struct batch {
     bool shard, terminal, waited, abandoned, cancelled, failed, waiter;
     bool publishing; /* its rows are still being copied in */
     dpi_error error;
+    dpi_error verdict; /* the supervisor's, status 0: none. Under the lock, before any word is BAD of CLAIM_JUDGED */
+    bool cancel_asked; /* under the lock */
+    struct batch_bad_row {
+        uint64_t row;
+        char *reason;
+    } * bad_rows; /* left out: under the lock */
+    size_t bad_row_count;
     size_t output_count;
     int choice; /* of the planner, -1 */
     int64_t began_ns;
@@ -46,6 +53,9 @@ dpi_status batch_gather_inputs(dpi_session *s, const dpi_batch *from, batch *b, 
 dpi_status batch_shape_outputs(dpi_session *s, batch *b, dpi_error *error);
 dpi_status batch_gather_outputs(dpi_session *s, const dpi_batch *from, batch *b, dpi_error *error);
 
+/* First row of slice `slice` of a batch in flight, within the batch; its row count in `rows` (may be NULL). */
+uint64_t batch_slice_rows(const dpi_session *s, const batch *b, uint32_t slice, uint64_t *rows);
+
 /* Looks at the claim words from the cursor on, copies finished rows to plain memory; true when every slice is
  * terminal. Under the lock, or by the one thread that waits for the batch. */
 bool batch_scan(dpi_session *s, batch *b);
@@ -55,6 +65,7 @@ void batch_settle(dpi_session *s, batch *b);
 void batch_drop_unstarted(dpi_session *s, batch *b, uint32_t first);
 /* Tells an event loop that a batch is terminal. */
 void batch_announce_end(dpi_session *s);
+void batch_free_bad_rows(struct batch_bad_row *list, size_t count);
 /* Frees the ticket and everything that is still its own. */
 void batch_unlink(dpi_session *s, batch *b);
 

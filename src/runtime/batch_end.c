@@ -75,7 +75,15 @@ void batch_unlink(dpi_session *s, batch *b)
         free_array(s, s->inputs, &b->inputs[i]);
     for (size_t o = 0; o < b->output_count; o++)
         free_array(s, s->outputs, &b->outputs[o]);
+    batch_free_bad_rows(b->bad_rows, b->bad_row_count);
     free(b);
+}
+
+void batch_free_bad_rows(struct batch_bad_row *list, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        free(list[i].reason);
+    free(list);
 }
 
 static void note_failure(dpi_session *s, batch *b, claim c)
@@ -83,6 +91,10 @@ static void note_failure(dpi_session *s, batch *b, claim c)
     if (b->failed || b->cancelled)
         return;
     b->failed = true;
+    if (c.worker == CLAIM_JUDGED && b->verdict.status) {
+        b->error = b->verdict;
+        return;
+    }
     const worker_page *page = c.worker < s->count ? s->workers[c.worker].page : NULL;
     uint32_t status = page ? atomic_load_explicit(&page->error_status, memory_order_acquire) : 0;
     char message[sizeof page->error_message] = "";
@@ -113,7 +125,7 @@ void batch_drop_unstarted(dpi_session *s, batch *b, uint32_t first)
     for (uint32_t i = first; i < b->slice_count; i++) {
         claim now = claim_load(&c->word[i]), bad = now;
         bad.state = CLAIM_BAD;
-        bad.worker = 0x3ff; /* nobody's fault */
+        bad.worker = CLAIM_DROPPED;
         uint32_t left;
         if (now.sequence == b->sequence && (now.state == CLAIM_FREE || now.state == CLAIM_CLAIMED) &&
             claim_move(&c->word[i], now, bad) && hint_step(&c->left, b->sequence, &left) && left == 1)
@@ -143,17 +155,19 @@ static void copy_out(dpi_session *s, batch *b, uint64_t end_row)
     }
 }
 
-/* First row behind slice `slice - 1` of a split batch. */
-static uint64_t row_of_slice(const dpi_session *s, const batch *b, uint32_t slice)
+uint64_t batch_slice_rows(const dpi_session *s, const batch *b, uint32_t slice, uint64_t *rows)
 {
     const batch_desc *d = &s->control->batches[b->slot];
-    if (slice >= b->slice_count)
-        return b->rows;
     size_t w = 0;
-    while (w + 1 < s->count && atomic_load_explicit(&d->first_slice[w + 1], memory_order_relaxed) <= slice)
+    while (!b->shard && w + 1 < s->count && atomic_load_explicit(&d->first_slice[w + 1], memory_order_relaxed) <= slice)
         w++;
-    return d->share_row[w] +
-           (uint64_t)d->slice_rows[w] * (slice - atomic_load_explicit(&d->first_slice[w], memory_order_relaxed));
+    uint64_t most = atomic_load_explicit(&d->slice_rows[w], memory_order_relaxed);
+    uint64_t share = b->shard ? 0 : d->share_row[w], end = b->shard ? b->rows : d->share_row[w + 1];
+    uint64_t first =
+        share + most * (slice - (b->shard ? 0 : atomic_load_explicit(&d->first_slice[w], memory_order_relaxed)));
+    if (rows)
+        *rows = end - first < most ? end - first : most;
+    return first;
 }
 
 /* Looks at the claim words from the cursor on; true when every slice is terminal. The waiter's, or under the lock. */
@@ -167,7 +181,7 @@ bool batch_scan(dpi_session *s, batch *b)
             break;
         if (now.state != CLAIM_BAD)
             continue;
-        if (now.worker == 0x3ff)
+        if (now.worker == CLAIM_DROPPED)
             b->cancelled = true;
         else
             note_failure(s, b, now);
@@ -175,6 +189,6 @@ bool batch_scan(dpi_session *s, batch *b)
     if (b->failed)
         batch_drop_unstarted(s, b, b->cursor);
     if (b->cursor != before && !b->shard)
-        copy_out(s, b, row_of_slice(s, b, b->cursor));
+        copy_out(s, b, b->cursor < b->slice_count ? batch_slice_rows(s, b, b->cursor, NULL) : b->rows);
     return b->cursor >= b->slice_count;
 }

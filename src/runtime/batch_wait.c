@@ -77,6 +77,20 @@ static void sweep(dpi_session *s)
     }
 }
 
+/* Hands the list of rows that were left out to the user; it ends here. Without the lock. */
+static dpi_status tell_bad_rows(dpi_session *s, struct batch_bad_row *bad, size_t count, dpi_status status,
+                                dpi_error *error)
+{
+    for (size_t i = 0; i < count && s->bad_row; i++)
+        s->bad_row(s->bad_row_context, &(dpi_bad_row){.row = bad[i].row, .reason = bad[i].reason ? bad[i].reason : ""});
+    if (count && !status)
+        status = error_set(error, DPI_BAD_ROWS, "%zu %s could not be computed and %s left out: row %llu: %s", count,
+                           count > 1 ? "rows" : "row", count > 1 ? "were" : "was", (unsigned long long)bad[0].row,
+                           bad[0].reason ? bad[0].reason : "");
+    batch_free_bad_rows(bad, count);
+    return status;
+}
+
 dpi_status batch_wait(dpi_session *s, dpi_ticket ticket, int64_t deadline_ns, bool abandon, dpi_tensor *outputs,
                       size_t output_count, dpi_error *error)
 {
@@ -102,6 +116,10 @@ dpi_status batch_wait(dpi_session *s, dpi_ticket ticket, int64_t deadline_ns, bo
     }
     batch_settle(s, b);
     b->waited = true;
+    struct batch_bad_row *bad = b->bad_rows;
+    size_t bad_count = b->bad_row_count;
+    b->bad_rows = NULL;
+    b->bad_row_count = 0;
     status = b->failed      ? error_set(error, b->error.status, "%s", b->error.message)
              : b->cancelled ? error_set(error, DPI_CANCELLED, "the batch was cancelled")
                             : DPI_OK;
@@ -111,7 +129,7 @@ dpi_status batch_wait(dpi_session *s, dpi_ticket ticket, int64_t deadline_ns, bo
         batch_unlink(s, b);
     sweep(s);
     pthread_mutex_unlock(&s->lock);
-    return status;
+    return tell_bad_rows(s, bad, bad_count, status, error);
 }
 
 dpi_status batch_release(dpi_session *s, dpi_ticket ticket, dpi_error *error)
@@ -131,10 +149,12 @@ dpi_status batch_cancel(dpi_session *s, dpi_ticket ticket, dpi_error *error)
     pthread_mutex_lock(&s->lock);
     batch *b = find_ticket(s, ticket);
     if (b && b->slot >= 0) {
+        b->cancel_asked = true;
         batch_drop_unstarted(s, b, 0); /* the cursor is the waiter's */
         claims *c = batch_claims(s, b->slot);
         atomic_fetch_add(&c->bell, 1);
         futex_wake(&c->bell);
+        supervisor_wake(s);
     }
     pthread_mutex_unlock(&s->lock);
     return b ? DPI_OK : error_set(error, DPI_E_ARGUMENT, "there is no such ticket");

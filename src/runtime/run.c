@@ -24,7 +24,7 @@ typedef struct run {
     bool has_csv;
     int64_t began_ns, shown_ns, written_back_ns;
     uint64_t *base_rows, *worker_rows; /* rows of each worker before the run, and since */
-    bool cancelled;
+    bool cancelled, bad_rows;
 } run;
 
 /* ---- sources and sinks ------------------------------------------------------------------------------------------ */
@@ -178,17 +178,9 @@ static dpi_status tell_workers(run *r, dpi_error *error)
     dpi_status status =
         question ? DPI_OK : error_set(error, DPI_E_ARGUMENT, "the name of a source or sink is not valid UTF-8");
     if (!status)
-        status = session_tell_all(s, question, fds, fd_count, error);
+        status = session_start_job(s, question, fds, fd_count, error);
     json_decref(question);
     return status;
-}
-
-static void drop_job(run *r)
-{
-    json_t *question = json_pack("{s:s, s:I}", "what", "drop", "job", (json_int_t)r->job);
-    if (!atomic_load(&r->s->failed))
-        session_tell_all(r->s, question, NULL, 0, NULL);
-    json_decref(question);
 }
 
 /* ---- chunks ----------------------------------------------------------------------------------------------------- */
@@ -260,6 +252,8 @@ static dpi_status finish_chunk(run *r, dpi_ticket ticket, uint64_t at, dpi_error
         if (r->cancelled)
             batch_cancel(r->s, ticket, NULL);
     }
+    r->bad_rows |= status == DPI_BAD_ROWS;
+    status = status == DPI_BAD_ROWS ? DPI_OK : status;
     if (!status && r->has_csv) {
         status = write_records(r, ticket, at, error);
         batch_release(r->s, ticket, NULL);
@@ -325,12 +319,15 @@ static dpi_status run_all(run *r, dpi_error *error)
         r->began_ns = clock_now_ns();
         if (!status)
             status = run_chunks(r, error);
-        drop_job(r);
+        session_end_job(r->s, r->job);
     }
     for (size_t o = 0; !status && o < r->s->sig.output_count; o++)
         status = sink_finish(r->sinks[o], error);
     if (!status)
         show_progress(r, true);
+    if (!status && r->bad_rows)
+        status = error_set(error, DPI_BAD_ROWS, "%llu rows could not be computed and were left out",
+                           (unsigned long long)r->s->run_bad_rows);
     return status;
 }
 

@@ -6,6 +6,7 @@
 #include "runtime/best_rows.h"
 #include "runtime/gpus.h"
 #include "runtime/probe.h"
+#include "runtime/recovery.h"
 
 #include "dpi_build.h"
 
@@ -28,6 +29,8 @@
 #define DEFAULT_BATCH      64
 #define DEFAULT_QUEUE      16
 #define DEFAULT_COMPILE_MS 600000
+#define DEFAULT_DEATHS     5
+#define DEFAULT_BAD_ROWS   1000
 
 /* ---- options ---------------------------------------------------------------------------------------------------- */
 
@@ -45,8 +48,10 @@ static dpi_status check_options(const dpi_options *o, dpi_error *error)
         return error_set(error, DPI_E_ARGUMENT, "a batch of %zu rows per device is too large", o->batch);
     if (o->queue_depth > LAYOUT_SLOTS)
         return error_set(error, DPI_E_ARGUMENT, "queue_depth is at most %d", LAYOUT_SLOTS);
-    if (o->isolation > DPI_ISOLATION_THREAD || o->wait_mode > DPI_WAIT_SPIN || o->precision > DPI_PRECISION_BF16)
-        return error_set(error, DPI_E_ARGUMENT, "isolation, wait_mode or precision is not one of the values");
+    if (o->isolation > DPI_ISOLATION_THREAD || o->wait_mode > DPI_WAIT_SPIN || o->precision > DPI_PRECISION_BF16 ||
+        o->on_bad_row > DPI_BAD_ROW_SKIP)
+        return error_set(error, DPI_E_ARGUMENT,
+                         "isolation, wait_mode, precision or on_bad_row is not one of the values");
     if (o->model_path && access(o->model_path, R_OK) != 0)
         return error_set_errno(error, DPI_E_MODEL, errno, "cannot read the model %s", o->model_path);
     struct stat info;
@@ -120,6 +125,34 @@ static bool copy_options(const dpi_key_value *from, size_t count, long number_of
 }
 
 static char *dup_or_null(const char *text) { return text ? strdup(text) : NULL; }
+
+static void identify(dpi_session *s)
+{
+    if (s->worker_path && stat(s->worker_path, &s->program_identity) != 0)
+        s->program_identity.st_ino = 0;
+    const char *model = s->setups[0].model_path;
+    if (model && stat(model, &s->model_identity) != 0)
+        s->model_identity.st_ino = 0;
+}
+
+static bool is_still(const char *path, const struct stat *was)
+{
+    struct stat now;
+    return stat(path, &now) == 0 && now.st_dev == was->st_dev && now.st_ino == was->st_ino &&
+           now.st_size == was->st_size && now.st_mtim.tv_sec == was->st_mtim.tv_sec &&
+           now.st_mtim.tv_nsec == was->st_mtim.tv_nsec;
+}
+
+dpi_status session_files_unchanged(const dpi_session *s, dpi_error *error)
+{
+    const char *model = s->setups[0].model_path;
+    if (!is_still(s->worker_path, &s->program_identity))
+        return error_set(error, DPI_E_WORKER, "%s has changed since the session was opened; open it again",
+                         s->worker_path);
+    if (model && !is_still(model, &s->model_identity))
+        return error_set(error, DPI_E_MODEL, "%s has changed since the session was opened; open it again", model);
+    return DPI_OK;
+}
 
 static dpi_status fill_setup(dpi_session *s, const dpi_options *o, size_t w, const char *format, dpi_error *error)
 {
@@ -224,6 +257,7 @@ static dpi_status make_memory(dpi_session *s, const dpi_options *o, uint64_t mac
     s->control->worker_count = (uint32_t)s->count;
     s->control->input_max_bytes = arena_max(s->inputs);
     s->control->output_max_bytes = arena_max(s->outputs);
+    s->control->on_bad_row = (uint32_t)s->on_bad_row;
     s->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (s->event_fd < 0)
         return error_set_errno(error, DPI_E_SYSTEM, errno, "cannot make an event descriptor");
@@ -278,6 +312,13 @@ static dpi_status prepare(dpi_session *s, const dpi_options *o, const char *form
     s->queue_depth = o->queue_depth ? o->queue_depth : DEFAULT_QUEUE;
     s->compile_timeout_ms = o->compile_timeout_ms ? o->compile_timeout_ms : DEFAULT_COMPILE_MS;
     s->slice_timeout_ms = o->slice_timeout_ms;
+    s->max_deaths = o->max_deaths ? o->max_deaths : DEFAULT_DEATHS;
+    s->on_bad_row = o->on_bad_row;
+    s->max_bad_rows = o->max_bad_rows ? o->max_bad_rows : DEFAULT_BAD_ROWS;
+    s->bad_row = o->bad_row;
+    s->bad_row_context = o->bad_row_context;
+    s->event = o->event;
+    s->event_context = o->event_context;
     dpi_status status = s->in_caller ? DPI_OK : find_worker(o, &s->worker_path, error);
     if (status)
         return status;
@@ -313,9 +354,11 @@ static dpi_status prepare(dpi_session *s, const dpi_options *o, const char *form
         status = fill_setup(s, o, w, format, error);
     if (!status)
         status = place_broadcast(s, o, error);
-    if (!status)
-        choose_waiting(s, o, machine);
-    return status;
+    if (status)
+        return status;
+    choose_waiting(s, o, machine);
+    identify(s);
+    return DPI_OK;
 }
 
 /* ---- becoming ready --------------------------------------------------------------------------------------------- */
@@ -331,7 +374,7 @@ static dpi_status wait_ready(dpi_session *s, dpi_error *error)
     return status;
 }
 
-static bool same_signature(const signature *a, const signature *b)
+bool session_same_signature(const signature *a, const signature *b)
 {
     if (a->input_count != b->input_count || a->output_count != b->output_count)
         return false;
@@ -352,7 +395,7 @@ static dpi_status compare_replicas(dpi_session *s, bool deterministic, dpi_error
     s->bit_identical = true;
     for (size_t w = 1; w < s->count; w++) {
         const worker_report *r = &s->workers[w].report;
-        if (!same_signature(&first->sig, &r->sig))
+        if (!session_same_signature(&first->sig, &r->sig))
             return error_set(error, DPI_E_WORKER, "%s and %s see different inputs or outputs in the model",
                              s->devices.items[0].name, s->devices.items[w].name);
         bool same_engine = strcmp(first->fingerprint, r->fingerprint) == 0;
@@ -534,11 +577,14 @@ void session_close(dpi_session *s)
         return;
     }
     supervisor_stop(s);
+    recovery_close(s);
     batch_free_all(s);
+    session_end_job(s, 0);
     for (size_t w = 0; w < s->count && s->workers; w++) {
         session_worker *k = &s->workers[w];
         report_free(&k->report);
         json_decref(k->reply);
+        free(k->last_death);
         if (k->page)
             munmap(k->page, PAGE_BYTES);
         int fds[] = {k->socket, k->page_fd, k->log_pipe};
@@ -579,150 +625,5 @@ dpi_status session_usable(dpi_session *s, dpi_error *error)
         return error_set(error, DPI_E_FORKED, "this session was opened before fork(); open one in the child");
     if (atomic_load_explicit(&s->failed, memory_order_acquire))
         return error_set(error, s->failure.status, "%s", s->failure.message);
-    return DPI_OK;
-}
-
-/* ---- questions -------------------------------------------------------------------------------------------------- */
-
-static dpi_status post(dpi_session *s, size_t w, const json_t *question, const int *fds, size_t fd_count,
-                       dpi_error *error)
-{
-    session_worker *k = &s->workers[w];
-    dpi_status status = channel_send(k->socket, question, fds, fd_count, clock_now_ns() + 10000000000, error);
-    if (status)
-        return status;
-    atomic_fetch_add(&s->control->workers[w].mail, 1);
-    bell_ring(&s->control->workers[w].bell, &k->page->sleeping);
-    return DPI_OK;
-}
-
-static dpi_status await_answer(dpi_session *s, size_t w, json_t **answer, dpi_error *error)
-{
-    session_worker *k = &s->workers[w];
-    dpi_status status = DPI_OK;
-    int64_t until = clock_now_ns() + (int64_t)s->compile_timeout_ms * 1000000;
-    struct timespec when = {.tv_sec = (time_t)(until / 1000000000), .tv_nsec = (long)(until % 1000000000)};
-    pthread_mutex_lock(&s->lock);
-    while (!k->reply && !atomic_load(&s->failed) && clock_now_ns() < until)
-        pthread_cond_timedwait(&s->changed, &s->lock, &when);
-    *answer = k->reply;
-    k->reply = NULL;
-    if (!*answer)
-        status = atomic_load(&s->failed)
-                     ? error_set(error, s->failure.status, "%s", s->failure.message)
-                     : error_set(error, DPI_E_WORKER, "%s does not answer", s->devices.items[w].name);
-    pthread_mutex_unlock(&s->lock);
-    if (*answer && json_object_get(*answer, "error")) {
-        worker_report unused;
-        status = report_from_json(*answer, &unused, error);
-        json_decref(*answer);
-        *answer = NULL;
-    }
-    return status;
-}
-
-dpi_status session_ask(dpi_session *s, size_t w, const json_t *question, json_t **answer, dpi_error *error)
-{
-    *answer = NULL;
-    pthread_mutex_lock(&s->ask_lock);
-    dpi_status status = post(s, w, question, NULL, 0, error);
-    if (!status)
-        status = await_answer(s, w, answer, error);
-    pthread_mutex_unlock(&s->ask_lock);
-    return status;
-}
-
-dpi_status session_tell_all(dpi_session *s, const json_t *message, const int *fds, size_t fd_count, dpi_error *error)
-{
-    dpi_status status = DPI_OK;
-    size_t posted = 0;
-    pthread_mutex_lock(&s->ask_lock);
-    for (; posted < s->count && !status; posted += !status)
-        status = post(s, posted, message, fds, fd_count, error);
-    /* Every answer is taken, also behind a failure: one left over would be mistaken for that to the next question. */
-    for (size_t w = 0; w < posted; w++) {
-        json_t *answer;
-        dpi_error later;
-        dpi_status one = await_answer(s, w, &answer, status ? &later : error);
-        json_decref(answer);
-        status = status ? status : one;
-    }
-    pthread_mutex_unlock(&s->ask_lock);
-    return status;
-}
-
-static bool output_is_static(const port *p)
-{
-    for (int k = 1; k < p->rank; k++)
-        if (p->shape[k] < 0)
-            return false;
-    return true;
-}
-
-static dpi_status ask_shapes(dpi_session *s, int64_t inputs[PORT_MAX][DPI_MAX_RANK],
-                             int64_t outputs[PORT_MAX][DPI_MAX_RANK], dpi_error *error)
-{
-    json_t *shapes = json_array(), *answer;
-    for (size_t i = 0; i < s->sig.input_count; i++) {
-        json_t *shape = json_array();
-        for (int k = 0; k < s->sig.inputs[i].rank; k++)
-            json_array_append_new(shape, json_integer(k == 0 ? (json_int_t)(s->fixed_rows ? s->fixed_rows : 1)
-                                                             : (json_int_t)inputs[i][k]));
-        json_array_append_new(shapes, shape);
-    }
-    json_t *question = json_pack("{s:s, s:o}", "what", "shapes", "shapes", shapes);
-    dpi_status status = session_ask(s, 0, question, &answer, error);
-    json_decref(question);
-    if (status)
-        return status;
-    const json_t *list = json_object_get(answer, "shapes");
-    for (size_t o = 0; o < s->sig.output_count; o++) {
-        const json_t *shape = json_array_get(list, o);
-        if (json_array_size(shape) != (size_t)s->sig.outputs[o].rank)
-            status = error_set(error, DPI_E_WORKER, "the worker's answer about shapes is not valid");
-        for (int k = 0; !status && k < s->sig.outputs[o].rank; k++) {
-            outputs[o][k] = json_integer_value(json_array_get(shape, (size_t)k));
-            if (outputs[o][k] < 0)
-                status = error_set(error, DPI_E_WORKER, "the worker's answer about shapes is not valid");
-        }
-    }
-    json_decref(answer);
-    return status;
-}
-
-dpi_status session_output_shapes(dpi_session *s, int64_t inputs[PORT_MAX][DPI_MAX_RANK],
-                                 int64_t outputs[PORT_MAX][DPI_MAX_RANK], dpi_error *error)
-{
-    bool all_static = true;
-    for (size_t o = 0; o < s->sig.output_count; o++) {
-        all_static &= output_is_static(&s->sig.outputs[o]);
-        memcpy(outputs[o], s->sig.outputs[o].shape, sizeof outputs[o]);
-    }
-    if (all_static)
-        return DPI_OK;
-    pthread_mutex_lock(&s->lock);
-    for (size_t m = 0; m < SESSION_MEMOS; m++) {
-        bool hit = s->memos[m].used;
-        for (size_t i = 0; hit && i < s->sig.input_count; i++)
-            for (int k = 1; hit && k < s->sig.inputs[i].rank; k++)
-                hit = s->is_broadcast[i] || s->memos[m].inputs[i][k] == inputs[i][k];
-        if (!hit)
-            continue;
-        memcpy(outputs, s->memos[m].outputs, sizeof s->memos[m].outputs);
-        pthread_mutex_unlock(&s->lock);
-        return DPI_OK;
-    }
-    pthread_mutex_unlock(&s->lock);
-    int64_t answer[PORT_MAX][DPI_MAX_RANK] = {{0}};
-    dpi_status status = ask_shapes(s, inputs, answer, error);
-    if (status)
-        return status;
-    pthread_mutex_lock(&s->lock);
-    struct shape_memo *memo = &s->memos[s->memo_next++ % SESSION_MEMOS];
-    memo->used = true;
-    memcpy(memo->inputs, inputs, sizeof memo->inputs);
-    memcpy(memo->outputs, answer, sizeof memo->outputs);
-    memcpy(outputs, answer, sizeof answer);
-    pthread_mutex_unlock(&s->lock);
     return DPI_OK;
 }

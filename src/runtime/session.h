@@ -23,12 +23,24 @@
 #include "runtime/worker.h"
 
 #include <pthread.h>
+#include <sys/stat.h>
 
 #define SESSION_LOG_LINES 12
 #define SESSION_LOG_WIDTH 240
 
+/* No worker. */
+#define SESSION_NOBODY SIZE_MAX
+
+enum worker_state { WORKER_STARTING, WORKER_READY, WORKER_WAITING /* to be started again */, WORKER_RETIRED };
+
 typedef struct session_worker {
     /* supervisor's alone */
+    enum worker_state state;
+    unsigned strikes;         /* deaths in a row that count against the device */
+    uint64_t slices_at_ready; /* page->slices when this generation became ready */
+    int64_t restart_ns;       /* WORKER_WAITING: when */
+    int64_t mute_ns;          /* since when its socket is closed, or spoilt; 0: it is not */
+    char *last_death;         /* malloc'd */
     child process;
     int log_pipe;
     char log_part[2048]; /* an unfinished line */
@@ -41,17 +53,19 @@ typedef struct session_worker {
     bool ended;
 
     /* set up before the worker starts, then constant */
-    int socket, page_fd;
-    worker_page *page;
-    uint32_t generation;
-    pthread_t thread; /* isolation=thread */
+    int page_fd;
+    worker_page *page; /* one after another all its generations write to it */
+    pthread_t thread;  /* isolation=thread */
     bool thread_runs;
     worker *in_process;
 
-    /* under the session's lock */
+    /* changed by the supervisor under the session's lock */
+    int socket; /* -1 while there is no worker */
+    uint32_t generation;
     bool ready;
     worker_report report;
-    json_t *reply; /* to the question that is out */
+    uint64_t asked; /* number of the question that is out */
+    json_t *reply;  /* to it */
     uint64_t samples_seen;
     double busy_ns; /* predicted work in flight */
 } session_worker;
@@ -65,6 +79,15 @@ typedef struct user_block {
 } user_block;
 
 typedef struct batch batch; /* batch.c */
+
+/* What a run told its workers, for those that start later. */
+typedef struct session_job {
+    json_t *message;
+    int fds[CHANNEL_MAX_FDS];
+    size_t fd_count;
+} session_job;
+
+typedef struct recovery recovery; /* recovery.c */
 
 typedef enum session_state { SESSION_OPENING, SESSION_OPEN, SESSION_FAILED } session_state;
 
@@ -91,7 +114,14 @@ struct dpi_session {
     bool shares_even; /* made from total_batch_size: a short round is spread evenly too */
     size_t queue_depth;
     bell_patience patience;
-    uint32_t compile_timeout_ms, slice_timeout_ms;
+    uint32_t compile_timeout_ms, slice_timeout_ms, max_deaths;
+    dpi_on_bad_row on_bad_row;
+    uint64_t max_bad_rows;
+    dpi_bad_row_fn bad_row;
+    void *bad_row_context;
+    dpi_event_fn event;
+    void *event_context;
+    struct stat program_identity, model_identity; /* of the files that a restart must find unchanged */
     dpi_isolation isolation;
     _Atomic uint32_t *fork_guard; /* 1; a page that a forked child finds wiped */
     pthread_mutex_t engine_lock;  /* thread isolation with one device */
@@ -102,6 +132,8 @@ struct dpi_session {
     int supervisor_wake; /* eventfd */
     int64_t stalled_ns;  /* supervisor's: since when all workers are idle beside unfinished slices; 0: they are not */
     uint64_t stalled_done;
+    unsigned breaches;  /* supervisor's: how often somebody has spoilt the shared words */
+    recovery *recovery; /* supervisor's */
     _Atomic uint32_t quit;
 
     pthread_mutex_t lock;
@@ -125,10 +157,12 @@ struct dpi_session {
     size_t memo_next;
     uint32_t next_job;
     bool running; /* a dpi_run */
+    session_job job;
+    uint64_t run_bad_rows;
 
     /* statistics */
     uint64_t batches_done, rows_done, batches_failed, copy_in_ns, copy_out_ns, copied_in_bytes, copied_out_bytes,
-        wake_ns;
+        wake_ns, deaths, replayed, bad_rows, retired;
 
     /* what dpi_describe hands out */
     dpi_tensor describe_inputs[PORT_MAX], describe_outputs[PORT_MAX];
@@ -142,10 +176,18 @@ dpi_status session_open(const dpi_options *options, dpi_session **out, dpi_error
 void session_close(dpi_session *s);
 /* DPI_OK, or why no call may be made on this session: forked, failed. */
 dpi_status session_usable(dpi_session *s, dpi_error *error);
-/* Asks worker w and waits for its answer (a new reference); DPI_E_* of its failure. The caller holds no lock. */
-dpi_status session_ask(dpi_session *s, size_t w, const json_t *question, json_t **answer, dpi_error *error);
-/* Tells all workers at once, `fds` beside it, and waits until all have answered; the first failure is returned. */
-dpi_status session_tell_all(dpi_session *s, const json_t *message, const int *fds, size_t fd_count, dpi_error *error);
+/* Whether two engines see the same inputs and outputs in a model. */
+bool session_same_signature(const signature *a, const signature *b);
+/* DPI_OK while the worker program and the model are the files that they were at the opening. */
+dpi_status session_files_unchanged(const dpi_session *s, dpi_error *error);
+
+/* ---- session_ask.c ---- */
+/* Tells all workers of a run at once, `fds` beside it, and waits until all have answered; the first failure is
+ * returned. Workers that start later are told as well, until session_end_job. The caller holds no lock. */
+dpi_status session_start_job(dpi_session *s, json_t *message, const int *fds, size_t fd_count, dpi_error *error);
+void session_end_job(dpi_session *s, uint32_t job);
+/* Tells worker w, which has just become ready, of the run that is under way. Under the lock. */
+void session_tell_newcomer(dpi_session *s, size_t w);
 /* Complete row shapes of all outputs for complete input shapes (axis 0 is ignored). Asks a worker where it must. */
 dpi_status session_output_shapes(dpi_session *s, int64_t inputs[PORT_MAX][DPI_MAX_RANK],
                                  int64_t outputs[PORT_MAX][DPI_MAX_RANK], dpi_error *error);
@@ -158,6 +200,8 @@ void session_stats(dpi_session *s, dpi_stats_data *stats);
 dpi_status supervisor_start(dpi_session *s, dpi_error *error);
 /* Ends all workers and the thread. */
 void supervisor_stop(dpi_session *s);
+/* Has it look at once for what can be done. Any thread. */
+void supervisor_wake(dpi_session *s);
 
 /* ---- batch.c ---- */
 dpi_status batch_submit(dpi_session *s, const dpi_batch *b, int64_t deadline_ns, dpi_ticket *ticket, dpi_error *error);

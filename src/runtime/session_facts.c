@@ -35,7 +35,7 @@ void session_describe(dpi_session *s, dpi_description *d)
                                                    .library = k->report.library,
                                                    .version = k->report.version,
                                                    .fingerprint = k->report.fingerprint,
-                                                   .pid = s->in_caller ? 0 : k->process.pid,
+                                                   .pid = s->in_caller || k->socket < 0 ? 0 : k->process.pid,
                                                    .generation = k->generation,
                                                    .open_seconds = k->report.open_seconds,
                                                    .from_cache = k->report.from_cache};
@@ -58,6 +58,10 @@ void session_stats(dpi_session *s, dpi_stats_data *d)
     d->copied_in_bytes = __atomic_load_n(&s->copied_in_bytes, __ATOMIC_RELAXED);
     d->copied_out_bytes = __atomic_load_n(&s->copied_out_bytes, __ATOMIC_RELAXED);
     d->wake_ns = s->wake_ns;
+    d->deaths = s->deaths;
+    d->replayed_slices = s->replayed;
+    d->bad_rows = s->bad_rows;
+    d->retired_devices = s->retired;
     d->arena_input_bytes = arena_committed(s->inputs);
     d->arena_output_bytes = arena_committed(s->outputs) - LAYOUT_CLAIMS_BYTES;
     for (size_t w = 0; w < s->count && d->workers && w < d->worker_count; w++) {

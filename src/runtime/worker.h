@@ -38,6 +38,7 @@ typedef struct flight {
 /* Places to look for work, remembered per slot so that no word is tried twice for the same batch. */
 typedef struct slot_cursor {
     uint32_t sequence, next;
+    uint32_t orphans, orphan_next; /* how far the words have been looked through for orphans, and at which count */
 } slot_cursor;
 
 typedef struct worker {
@@ -64,6 +65,7 @@ typedef struct worker {
     unsigned flight_head, flight_count; /* ring: oldest at head */
     slot_cursor cursors[LAYOUT_SLOTS];
     uint32_t mail_seen;
+    uint64_t trial_seen;
     worker_job *jobs;    /* list */
     size_t largest_rows; /* of any call so far: a larger one is a new shape */
     int64_t last_idle_ns;
@@ -95,12 +97,38 @@ static inline claims *worker_claims(const worker *w, uint32_t slot)
 /* Finds a slice that this worker may compute and moves its claim to RUNNING; false when there is none now. When some
  * may become fit to be stolen later, *look_again_ns is when (CLOCK_NEVER otherwise). */
 bool worker_claim(worker *w, flight *f, int64_t *look_again_ns);
-/* Points the call's arrays at the slice's rows: in place where possible, else through scratch. */
+/* Finds out which rows of its batch slice f->slice is. */
+void worker_find_rows(const worker *w, flight *f);
+/* Points the call's arrays at the flight's rows: in place where possible, else through scratch. */
 dpi_status worker_prepare(worker *w, flight *f, dpi_error *error);
+/* Of that the outputs alone. */
+dpi_status worker_prepare_outputs(worker *w, flight *f, dpi_error *error);
 /* After the engine: moves results that stand in scratch to where they belong. */
 dpi_status worker_deliver(worker *w, flight *f, dpi_error *error);
-/* DONE or BAD, counters, bells. */
+/* DONE or BAD (SUSPECT where bad rows are to be found and left out), counters, bells. */
 void worker_finish(worker *w, flight *f, dpi_status status);
+/* Wakes the supervisor for a slice that has been made SUSPECT. */
+void worker_tell_suspect(worker *w, const flight *f);
+/* Adds a finished flight to the page's counters. */
+void worker_count(worker *w, const flight *f, int64_t now_ns);
+
+static inline void worker_step(worker *w, backend_step step)
+{
+    if (w->backend->step)
+        w->backend->step(w->engine, step);
+}
+
+/* ---- the loop (worker_loop.c) ---- */
+
+/* What the supervisor sees of a running slice, and since when; NULL: the worker is idle. */
+void worker_show_busy(worker *w, const flight *f, int64_t since_ns);
+
+/* ---- trials (worker_trial.c) ---- */
+
+/* Whether the supervisor wants a trial of this worker. */
+bool worker_trial_asked(worker *w);
+/* Runs it and tells how it went; nothing else may be in flight. */
+void worker_trial_run(worker *w);
 
 /* scratch of at least `bytes`, 64-byte aligned; false when out of memory */
 bool scratch_ensure(scratch *s, size_t bytes);

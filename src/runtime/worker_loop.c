@@ -11,8 +11,7 @@ static void add(_Atomic uint64_t *counter, int64_t value)
                               memory_order_relaxed);
 }
 
-/* What the supervisor sees of a running slice, and since when. */
-static void show_busy(worker *w, const flight *f, int64_t since_ns)
+void worker_show_busy(worker *w, const flight *f, int64_t since_ns)
 {
     worker_page *page = w->page;
     atomic_store_explicit(&page->busy_rows, f ? (uint32_t)f->call_rows : 0, memory_order_relaxed);
@@ -23,7 +22,10 @@ static void show_busy(worker *w, const flight *f, int64_t since_ns)
 }
 
 /* Shows the oldest flight. Its turn begins now: those behind it wait in the engine's queue, and that is no hang. */
-static void show_turn(worker *w) { show_busy(w, w->flight_count ? &w->flights[w->flight_head] : NULL, clock_now_ns()); }
+static void show_turn(worker *w)
+{
+    worker_show_busy(w, w->flight_count ? &w->flights[w->flight_head] : NULL, clock_now_ns());
+}
 
 static void account(worker *w, const flight *f, backend_timing timing, int64_t computed_ns)
 {
@@ -39,6 +41,7 @@ static void account(worker *w, const flight *f, backend_timing timing, int64_t c
 static void land(worker *w, flight *f, dpi_status status, backend_timing timing, dpi_error *error)
 {
     int64_t computed_ns = clock_now_ns();
+    worker_step(w, STEP_COMPUTED);
     if (!status) {
         account(w, f, timing, computed_ns);
         if ((f->flags & BATCH_SHARD) || f->call_rows != f->rows) {
@@ -76,10 +79,13 @@ static bool take_off(worker *w, int64_t *look_again_ns)
         add(&w->page->wait_ns, f->started_ns - w->last_idle_ns);
         w->last_idle_ns = 0;
     }
+    worker_step(w, STEP_CLAIMED);
+    worker_find_rows(w, f);
     dpi_status status = worker_prepare(w, f, &error);
     f->loaded_ns = clock_now_ns();
+    worker_step(w, STEP_LOADED);
     if (!w->flight_count)
-        show_busy(w, f, f->started_ns);
+        worker_show_busy(w, f, f->started_ns);
     backend_timing timing = {0};
     if (status || w->depth == 1) {
         if (w->engine_lock)
@@ -120,6 +126,12 @@ void worker_loop(worker *w)
         uint32_t seen = atomic_load(&mine->bell);
         if (atomic_load_explicit(&mine->mail, memory_order_acquire) != w->mail_seen)
             worker_handle_mail(w);
+        if (worker_trial_asked(w)) {
+            while (w->flight_count)
+                land_oldest(w);
+            worker_trial_run(w);
+            continue;
+        }
         int64_t look_again_ns = CLOCK_NEVER;
         if (w->flight_count < (unsigned)w->depth && take_off(w, &look_again_ns))
             continue;

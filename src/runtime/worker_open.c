@@ -313,6 +313,7 @@ dpi_status worker_open(worker *w, dpi_error *error)
     json_decref(message);
     if (!status) {
         w->log.level = w->setup.log_level;
+        w->setup.device.generation = w->generation;
         if (w->setup.device.pinned && w->setup.device.cpu_count)
             pin(w);
         status = build(w, &report, error);
@@ -407,6 +408,7 @@ void worker_handle_mail(worker *w)
     json_t *reply = answer(w, message, fds, fd_count, &error);
     if (!reply)
         reply = failure_to_json(&error);
+    json_object_set(reply, "id", json_object_get(message, "id"));
     for (size_t i = 0; i < fd_count; i++)
         if (fds[i] >= 0)
             close(fds[i]);

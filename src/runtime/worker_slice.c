@@ -49,8 +49,8 @@ static bool claim_own(worker *w, const batch_desc *b, uint32_t slot, uint32_t se
     slot_cursor *cursor = &w->cursors[slot];
     uint32_t first = atomic_load_explicit(&b->first_slice[w->index], memory_order_relaxed);
     uint32_t end = atomic_load_explicit(&b->first_slice[w->index + 1], memory_order_relaxed);
-    if (cursor->sequence != sequence)
-        *cursor = (slot_cursor){.sequence = sequence, .next = first};
+    if (cursor->next < first)
+        cursor->next = first;
     for (; cursor->next < end && cursor->next < LAYOUT_SLICES; cursor->next++) {
         claim now = claim_load(&c->word[cursor->next]);
         if (now.sequence != sequence)
@@ -60,6 +60,27 @@ static bool claim_own(worker *w, const batch_desc *b, uint32_t slot, uint32_t se
             return true;
         }
     }
+    return false;
+}
+
+/* Slices that somebody died over and that anybody may have now. */
+static bool claim_orphan(worker *w, const batch_desc *b, uint32_t slot, uint32_t sequence, claims *c, flight *f)
+{
+    slot_cursor *cursor = &w->cursors[slot];
+    uint32_t orphans = atomic_load_explicit(&b->orphans, memory_order_acquire);
+    uint32_t count = atomic_load_explicit(&b->slice_count, memory_order_relaxed);
+    if (cursor->orphans == orphans)
+        return false;
+    for (uint32_t i = cursor->orphan_next; i < count && i < LAYOUT_SLICES; i++) {
+        claim now = claim_load(&c->word[i]);
+        if (now.sequence == sequence && now.state == CLAIM_FREE && try_take(w, &c->word[i], now)) {
+            cursor->orphan_next = i + 1;
+            f->slice = i;
+            return true;
+        }
+    }
+    cursor->orphan_next = 0;
+    cursor->orphans = orphans;
     return false;
 }
 
@@ -129,23 +150,35 @@ static unsigned slots_in_order(const worker *w, uint32_t slots[LAYOUT_SLOTS], ui
     return count;
 }
 
+enum { PASS_PLANNED, PASS_ORPHANS, PASS_STEAL, PASSES };
+
+static bool claim_in_pass(worker *w, int pass, uint32_t slot, uint32_t sequence, flight *f, int64_t *look_again_ns)
+{
+    const batch_desc *b = &w->control->batches[slot];
+    claims *c = worker_claims(w, slot);
+    if (w->cursors[slot].sequence != sequence)
+        w->cursors[slot] = (slot_cursor){.sequence = sequence};
+    if (pass == PASS_ORPHANS)
+        return claim_orphan(w, b, slot, sequence, c, f);
+    if (pass == PASS_STEAL)
+        return (f->flags & BATCH_STEAL) && claim_stolen(w, b, sequence, c, f, look_again_ns);
+    return f->flags & BATCH_SHARD ? claim_shared(w, b, sequence, c, f) : claim_own(w, b, slot, sequence, c, f);
+}
+
 bool worker_claim(worker *w, flight *f, int64_t *look_again_ns)
 {
     uint32_t slots[LAYOUT_SLOTS], sequences[LAYOUT_SLOTS];
     unsigned count = slots_in_order(w, slots, sequences);
     f->stolen = false;
-    for (int pass = 0; pass < 2; pass++) {
+    for (int pass = 0; pass < PASSES; pass++) {
         for (unsigned i = 0; i < count; i++) {
             const batch_desc *b = &w->control->batches[slots[i]];
-            claims *c = worker_claims(w, slots[i]);
-            uint32_t flags = atomic_load_explicit(&b->flags, memory_order_relaxed);
             f->slot = slots[i];
             f->sequence = sequences[i];
-            f->flags = flags;
-            bool found = pass == 0 ? (flags & BATCH_SHARD ? claim_shared(w, b, sequences[i], c, f)
-                                                          : claim_own(w, b, slots[i], sequences[i], c, f))
-                                   : (flags & BATCH_STEAL) && claim_stolen(w, b, sequences[i], c, f, look_again_ns);
-            if (found)
+            f->flags = atomic_load_explicit(&b->flags, memory_order_relaxed);
+            if ((f->flags & BATCH_SHARD) && !worker_job_find(w, b->job))
+                continue; /* a new worker, which is about to be told of the run */
+            if (claim_in_pass(w, pass, slots[i], sequences[i], f, look_again_ns))
                 return true;
         }
     }
@@ -168,9 +201,9 @@ bool scratch_ensure(scratch *s, size_t bytes)
     return true;
 }
 
-/* Which rows of its batch slice f->slice is. */
-static void find_rows(const worker *w, const batch_desc *b, flight *f)
+void worker_find_rows(const worker *w, flight *f)
 {
+    const batch_desc *b = &w->control->batches[f->slot];
     if (f->flags & BATCH_SHARD) {
         uint64_t rows = b->slice_rows[0];
         f->first_row = rows * f->slice;
@@ -248,8 +281,9 @@ static dpi_status prepare_inputs(worker *w, const batch_desc *b, flight *f, dpi_
     return DPI_OK;
 }
 
-static dpi_status prepare_outputs(worker *w, const batch_desc *b, flight *f, dpi_error *error)
+dpi_status worker_prepare_outputs(worker *w, flight *f, dpi_error *error)
 {
+    const batch_desc *b = &w->control->batches[f->slot];
     bool in_place = !(f->flags & BATCH_SHARD) && f->call_rows == f->rows;
     for (uint32_t i = 0; i < b->output_count; i++) {
         const layout_array *out = &b->outputs[i];
@@ -269,14 +303,13 @@ static dpi_status prepare_outputs(worker *w, const batch_desc *b, flight *f, dpi
 dpi_status worker_prepare(worker *w, flight *f, dpi_error *error)
 {
     const batch_desc *b = &w->control->batches[f->slot];
-    find_rows(w, b, f);
     f->call_rows = b->fixed_rows > f->rows ? b->fixed_rows : f->rows;
     f->new_shape = f->call_rows > w->largest_rows;
     w->largest_rows = f->new_shape ? f->call_rows : w->largest_rows;
     f->call = (backend_call){.rows = f->call_rows, .inputs = f->inputs, .outputs = f->outputs};
     dpi_status status = prepare_inputs(w, b, f, error);
     if (!status)
-        status = prepare_outputs(w, b, f, error);
+        status = worker_prepare_outputs(w, f, error);
     if (status || !(f->flags & BATCH_SHARD))
         return status;
     const worker_job *job = worker_job_find(w, b->job);
@@ -309,7 +342,7 @@ static void add(_Atomic uint64_t *counter, uint64_t value)
     atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + value, memory_order_relaxed);
 }
 
-static void count_slice(worker *w, const flight *f, int64_t now_ns)
+void worker_count(worker *w, const flight *f, int64_t now_ns)
 {
     worker_page *page = w->page;
     add(&page->slices, 1);
@@ -338,18 +371,27 @@ void worker_finish(worker *w, flight *f, dpi_status status)
     const batch_desc *b = &w->control->batches[f->slot];
     claims *c = worker_claims(w, f->slot);
     if (!status)
-        count_slice(w, f, clock_now_ns());
+        worker_count(w, f, clock_now_ns());
     bool each = f->flags & BATCH_RING_EACH;
     claim mine = {.sequence = f->sequence, .generation = w->generation, .worker = w->index, .state = CLAIM_RUNNING};
     claim end = mine;
-    end.state = status ? CLAIM_BAD : CLAIM_DONE;
+    bool suspect = status == DPI_E_ENGINE && w->control->on_bad_row == DPI_BAD_ROW_SKIP;
+    end.state = suspect ? CLAIM_SUSPECT : status ? CLAIM_BAD : CLAIM_DONE;
     /* The batch may be retired right behind this exchange and its slot reused: what follows touches only bells and
      * hints, and a ring too many does no harm. */
+    worker_step(w, STEP_DELIVERED);
     claim_move(&c->word[f->slice], mine, end);
+    worker_step(w, STEP_DONE);
+    if (suspect) { /* the supervisor's from here on: it looks when a message comes */
+        worker_tell_suspect(w, f);
+        return;
+    }
     uint32_t left;
     bool last = hint_step(&c->left, f->sequence, &left) && left == 1;
+    worker_step(w, STEP_COUNTED);
     if (last || each || status)
         bell_ring(&c->bell, &b->waiting);
+    worker_step(w, STEP_RUNG);
     if (last && w->event_fd >= 0 && atomic_load_explicit(&w->control->event_wanted, memory_order_relaxed)) {
         uint64_t one = 1;
         ssize_t ignored = write(w->event_fd, &one, sizeof one); /* full: it is readable already */

@@ -295,3 +295,23 @@ void kit_check_clean(kit_traces before)
 }
 
 double kit_now_s(void) { return (double)clock_now_ns() * 1e-9; }
+
+/* ---- what happened ---------------------------------------------------------------------------------------------- */
+
+void kit_tell(void *context, const char *json)
+{
+    kit_story *story = context;
+    pthread_mutex_lock(&story->lock);
+    int more = snprintf(story->text + story->used, sizeof story->text - story->used, "%s\n", json);
+    if (more > 0 && story->used + (size_t)more < sizeof story->text)
+        story->used += (size_t)more;
+    pthread_mutex_unlock(&story->lock);
+}
+
+bool kit_story_says(kit_story *story, const char *part)
+{
+    pthread_mutex_lock(&story->lock);
+    bool says = strstr(story->text, part) != NULL;
+    pthread_mutex_unlock(&story->lock);
+    return says;
+}

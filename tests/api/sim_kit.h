@@ -6,6 +6,7 @@
 
 #include <dpinfer/dpinfer.h>
 
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -62,6 +63,19 @@ int kit_count_mappings(void);
 void kit_check_clean(kit_traces before);
 
 double kit_now_s(void);
+
+/* Collects the events of a session: set o.event = kit_tell, o.event_context = the story. */
+typedef struct kit_story {
+    pthread_mutex_t lock;
+    char text[16384];
+    size_t used;
+} kit_story;
+#define KIT_STORY                                                                                                      \
+    {                                                                                                                  \
+        .lock = PTHREAD_MUTEX_INITIALIZER                                                                              \
+    }
+void kit_tell(void *context, const char *json);
+bool kit_story_says(kit_story *story, const char *part);
 
 #define kit_assert_ok(call, error)                                                                                     \
     do {                                                                                                               \

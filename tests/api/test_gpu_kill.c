@@ -59,7 +59,8 @@ static double one_round(const char *model, unsigned delay_us)
     if (!in.data || !out.data || !before)
         stop("memory", &error);
     memset(in.data, 1, in_bytes);
-    in.shape[0] = out.shape[0] = 64; /* the first batch has the memory registered with the driver, which takes its time */
+    in.shape[0] = out.shape[0] =
+        64; /* the first batch has the memory registered with the driver, which takes its time */
     if (dpi_forward(session, &in, 1, &out, 1, 60000, &error))
         stop("the first batch", &error);
     memset(out.data, 0xA5, out_bytes);

@@ -1,0 +1,107 @@
+#include "backend/sim_faults.h"
+
+#include "base/hash.h"
+#include "ipc/layout.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define SPOILT_WORDS 64 /* of each batch slot */
+
+static void die(const sim_model *m) { raise(m->signal ? (int)m->signal : SIGKILL); }
+
+static void hang(void)
+{
+    for (;;)
+        pause();
+}
+
+/* What a worker gone mad could do: it may write to the claims and to its page. */
+static void spoil_memory(uint64_t seed)
+{
+    size_t bytes = LAYOUT_CLAIMS_BYTES;
+    unsigned char *all = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, WORKER_FD_OUTPUTS, 0);
+    worker_page *page = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, WORKER_FD_PAGE, 0);
+    if (all == MAP_FAILED || (void *)page == MAP_FAILED)
+        return;
+    for (uint64_t slot = 0; slot < LAYOUT_SLOTS; slot++) {
+        claims *c = (claims *)(void *)(all + slot * sizeof(claims));
+        for (uint64_t i = 0; i < SPOILT_WORDS; i++)
+            atomic_store(&c->word[i], hash_mix64(seed, slot * SPOILT_WORDS + i));
+    }
+    memset(page->samples, 0xA5, sizeof page->samples);
+    atomic_store(&page->slices, hash_mix64(seed, 1));
+    atomic_store(&page->sample_count, hash_mix64(seed, 2));
+    munmap(all, bytes);
+    munmap(page, PAGE_BYTES);
+}
+
+static void babble(void)
+{
+    static const char garbage[] = "{\"what\": this is no JSON";
+    if (write(WORKER_FD_SOCKET, garbage, sizeof garbage) < 0)
+        fprintf(stderr, "sim: nobody listens\n");
+}
+
+static bool is_poisoned(const sim_model *m, const backend_call *call)
+{
+    size_t elements = 0;
+    dpi_dtype dtype = m->sig.inputs[0].dtype;
+    if (!m->has_poison || !shape_elements(call->inputs[0].shape, 1, call->inputs[0].rank, &elements) || !elements)
+        return false;
+    for (size_t row = 0; row < call->rows; row++) {
+        double first = dtype_get(dtype, call->inputs[0].data, row * elements);
+        if (first >= m->poison && first <= m->poison)
+            return true;
+    }
+    return false;
+}
+
+static dpi_status poison(const sim_model *m, dpi_error *error)
+{
+    if (m->poison_how == SIM_POISON_FAIL)
+        return error_set(error, DPI_E_ENGINE, "sim refuses a row, as planned");
+    if (m->poison_how == SIM_POISON_HANG)
+        hang();
+    die(m);
+    return DPI_OK;
+}
+
+dpi_status sim_strike(const sim_model *m, const backend_call *call, uint64_t slice, dpi_error *error)
+{
+    if (!slice)
+        return DPI_OK;
+    if (is_poisoned(m, call))
+        return poison(m, error);
+    if (m->die_at_slice == slice && !m->die_at_step) {
+        fprintf(stderr, "sim: dying at slice %llu as planned\n", (unsigned long long)slice);
+        die(m);
+    }
+    if (m->exit_at_slice == slice)
+        _exit(7);
+    if (m->hang_at_slice == slice)
+        hang();
+    if (m->fail_at_slice == slice)
+        return error_set(error, DPI_E_ENGINE, "sim failed at its slice %llu as planned", (unsigned long long)slice);
+    if (m->spoil_at_slice == slice)
+        spoil_memory(slice);
+    if (m->babble_at_slice == slice)
+        babble();
+    return DPI_OK;
+}
+
+void sim_die_at_step(const sim_model *m, uint64_t claimed, backend_step step)
+{
+    if (m->die_at_slice && claimed >= m->die_at_slice && m->die_at_step == (uint64_t)step)
+        die(m);
+}
+
+void sim_without_faults(sim_model *m)
+{
+    m->die_at_slice = m->exit_at_slice = m->hang_at_slice = m->fail_at_slice = m->spoil_at_slice = m->babble_at_slice =
+        m->die_at_step = 0;
+    m->has_poison = m->hang_compile = m->die_compile = false;
+}

@@ -1,0 +1,70 @@
+#include "runtime/events.h"
+
+#include <stdlib.h>
+#include <sys/time.h>
+
+/* Takes the event, adds when, and hands it out. */
+static void emit(dpi_session *s, json_t *event)
+{
+    struct timeval now;
+    gettimeofday(&now, NULL);
+    if (event && s->event) {
+        json_object_set_new(event, "unix_s", json_real((double)now.tv_sec + (double)now.tv_usec * 1e-6));
+        char *text = json_dumps(event, JSON_COMPACT);
+        if (text)
+            s->event(s->event_context, text);
+        free(text);
+    }
+    json_decref(event);
+}
+
+static json_t *about(const dpi_session *s, const char *what, size_t w)
+{
+    return json_pack("{s:s, s:i, s:s, s:i, s:i}", "event", what, "worker", (int)w, "device", s->devices.items[w].name,
+                     "pid", (int)s->workers[w].process.pid, "generation", (int)s->workers[w].generation);
+}
+
+void event_started(dpi_session *s, size_t w)
+{
+    json_t *event = about(s, "started", w);
+    json_object_set_new(event, "seconds", json_real(s->workers[w].report.open_seconds));
+    json_object_set_new(event, "from_cache", json_boolean(s->workers[w].report.from_cache));
+    emit(s, event);
+}
+
+void event_died(dpi_session *s, size_t w, int signal_number, int exit_code, bool hung, const char *reason)
+{
+    json_t *event = about(s, "died", w);
+    if (hung)
+        json_object_set_new(event, "hung", json_true());
+    else if (signal_number > 0)
+        json_object_set_new(event, "signal", json_integer(signal_number));
+    else if (exit_code >= 0)
+        json_object_set_new(event, "exit_code", json_integer(exit_code));
+    json_object_set_new(event, "reason", json_string(reason));
+    emit(s, event);
+}
+
+void event_replayed(dpi_session *s, size_t w, uint32_t slice)
+{
+    json_t *event = about(s, "replayed", w);
+    json_object_set_new(event, "slice", json_integer(slice));
+    emit(s, event);
+}
+
+void event_bad_row(dpi_session *s, uint64_t row, const char *reason)
+{
+    emit(s, json_pack("{s:s, s:I, s:s}", "event", "bad_row", "row", (json_int_t)row, "reason", reason));
+}
+
+void event_retired(dpi_session *s, size_t w, const char *reason)
+{
+    json_t *event = about(s, "retired", w);
+    json_object_set_new(event, "reason", json_string(reason));
+    emit(s, event);
+}
+
+void event_spoilt(dpi_session *s, const char *reason)
+{
+    emit(s, json_pack("{s:s, s:s}", "event", "spoilt", "reason", reason));
+}

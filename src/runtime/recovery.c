@@ -1,0 +1,572 @@
+#include "runtime/recovery.h"
+
+#include "base/clock.h"
+#include "base/text.h"
+#include "runtime/batch.h"
+#include "runtime/events.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define ROW_TRIALS  3   /* so often a single row has to fail, on several devices where there are */
+#define FILL_TRIALS 100 /* leaving a row out runs no engine: what fails it is bad luck */
+
+/* Rows still to be tried. */
+typedef struct row_range {
+    uint64_t first, rows; /* within the batch */
+    unsigned failures;
+    size_t failed_on; /* the last worker that failed at it, SESSION_NOBODY */
+    bool fill;        /* judged already: to be left out */
+} row_range;
+
+/* One death, and how many of its suspects are open. */
+typedef struct blame {
+    size_t worker;
+    unsigned open;
+    bool rows;      /* a row was to blame */
+    bool elsewhere; /* a suspect succeeded on another device */
+} blame;
+
+typedef struct suspect {
+    struct suspect *next;
+    int slot;
+    uint32_t sequence, slice;
+    blame *of;
+    row_range *ranges; /* a stack */
+    size_t range_count, range_capacity;
+    char reason[640]; /* how it last killed or failed */
+} suspect;
+
+struct recovery {
+    suspect *first, *last; /* the first is the one on trial */
+    size_t probation;      /* the worker that does trials now, SESSION_NOBODY */
+    uint64_t number;       /* of the last trial */
+    bool running;
+    size_t on;       /* running: which worker */
+    row_range range; /* and what */
+};
+
+static recovery *get(dpi_session *s)
+{
+    if (!s->recovery && (s->recovery = calloc(1, sizeof *s->recovery)))
+        s->recovery->probation = SESSION_NOBODY;
+    return s->recovery;
+}
+
+/* The batch that a suspect belongs to while it is in flight, else NULL. Under the lock. */
+static batch *batch_of(const dpi_session *s, const suspect *x)
+{
+    batch *b = s->slots[x->slot];
+    return b && b->sequence == x->sequence ? b : NULL;
+}
+
+/* ---- words ------------------------------------------------------------------------------------------------------ */
+
+static bool all_terminal(const dpi_session *s, const batch *b)
+{
+    const claims *c = batch_claims(s, b->slot);
+    for (uint32_t i = 0; i < b->slice_count; i++)
+        if (!claim_is_terminal(claim_load(&c->word[i])))
+            return false;
+    return true;
+}
+
+static void ring_waiters(dpi_session *s, const batch *b)
+{
+    claims *c = batch_claims(s, b->slot);
+    atomic_fetch_add(&c->bell, 1);
+    futex_wake(&c->bell);
+    if (all_terminal(s, b))
+        batch_announce_end(s);
+}
+
+static void ring_workers(dpi_session *s)
+{
+    for (size_t w = 0; w < s->count; w++)
+        bell_ring(&s->control->workers[w].bell, &s->workers[w].page->sleeping);
+}
+
+/* A word that only we move, or whose worker is dead. Under the lock. */
+static bool move_word(dpi_session *s, const batch *b, uint32_t slice, claim now, uint32_t state, uint32_t by)
+{
+    claims *c = batch_claims(s, b->slot);
+    claim to = {.sequence = now.sequence, .generation = now.generation, .worker = by, .state = state};
+    uint32_t left;
+    if (!claim_move(&c->word[slice], now, to))
+        return false;
+    if (claim_is_terminal(to))
+        hint_step(&c->left, b->sequence, &left);
+    return true;
+}
+
+static void orphans_moved(dpi_session *s, const batch *b)
+{
+    batch_desc *d = &s->control->batches[b->slot];
+    /* `left` may have lost a step with the one who died: from here on every finisher rings. */
+    atomic_fetch_or(&d->flags, BATCH_RING_EACH);
+    atomic_fetch_add(&d->orphans, 1);
+}
+
+/* The batch fails for this reason. Under the lock. */
+static void judge(batch *b, dpi_status status, const char *text)
+{
+    if (!b->verdict.status)
+        error_set(&b->verdict, status, "%s", text);
+}
+
+/* ---- suspects --------------------------------------------------------------------------------------------------- */
+
+static bool push(suspect *x, row_range range)
+{
+    if (x->range_count == x->range_capacity) {
+        size_t capacity = x->range_capacity ? x->range_capacity * 2 : 8;
+        row_range *ranges = realloc(x->ranges, capacity * sizeof *ranges);
+        if (!ranges)
+            return false;
+        x->ranges = ranges;
+        x->range_capacity = capacity;
+    }
+    x->ranges[x->range_count++] = range;
+    return true;
+}
+
+static suspect *find_suspect(const recovery *r, int slot, uint32_t sequence, uint32_t slice)
+{
+    suspect *x = r->first;
+    while (x && !(x->slot == slot && x->sequence == sequence && x->slice == slice))
+        x = x->next;
+    return x;
+}
+
+/* Under the lock. */
+static bool add_suspect(dpi_session *s, const batch *b, uint32_t slice, blame *of, const char *reason)
+{
+    recovery *r = s->recovery;
+    suspect *x = calloc(1, sizeof *x);
+    row_range all = {.failed_on = SESSION_NOBODY};
+    all.first = batch_slice_rows(s, b, slice, &all.rows);
+    if (!x || !push(x, all)) {
+        free(x);
+        return false;
+    }
+    x->slot = b->slot;
+    x->sequence = b->sequence;
+    x->slice = slice;
+    x->of = of;
+    of->open++;
+    snprintf(x->reason, sizeof x->reason, "%s", reason);
+    if (r->last)
+        r->last->next = x;
+    else
+        r->first = x;
+    r->last = x;
+    return true;
+}
+
+/* The first suspect is done with. */
+static void drop_first(dpi_session *s)
+{
+    recovery *r = s->recovery;
+    suspect *x = r->first;
+    blame *of = x->of;
+    r->first = x->next;
+    if (!r->first) {
+        r->last = NULL;
+        r->probation = SESSION_NOBODY;
+    }
+    if (--of->open == 0) {
+        if (!of->rows && of->elsewhere)
+            s->workers[of->worker].strikes++;
+        free(of);
+    }
+    free(x->ranges);
+    free(x);
+}
+
+/* Moves the first suspect's word to its end and drops it. Under the lock. */
+static void finish_first(dpi_session *s, uint32_t state, uint32_t by)
+{
+    const suspect *x = s->recovery->first;
+    const batch *b = batch_of(s, x);
+    if (b) {
+        claim now = claim_load(&batch_claims(s, b->slot)->word[x->slice]);
+        if (now.sequence == x->sequence && now.state == CLAIM_SUSPECT)
+            move_word(s, b, x->slice, now, state, by);
+        if (state == CLAIM_FREE)
+            orphans_moved(s, b);
+        ring_waiters(s, b);
+    }
+    drop_first(s);
+}
+
+/* ---- a death ---------------------------------------------------------------------------------------------------- */
+
+/* Under the lock. */
+static void take_word(dpi_session *s, batch *b, uint32_t slice, claim now, const death *d, blame *of, bool *freed)
+{
+    uint32_t w = now.worker;
+    if (now.state == CLAIM_CLAIMED || !d->counts) {
+        *freed |= move_word(s, b, slice, now, CLAIM_FREE, 0);
+    } else if (d->status != DPI_E_WORKER) {
+        judge(b, d->status, d->reason);
+        move_word(s, b, slice, now, CLAIM_BAD, CLAIM_JUDGED);
+    } else if (move_word(s, b, slice, now, CLAIM_SUSPECT, w) && !add_suspect(s, b, slice, of, d->reason)) {
+        now.state = CLAIM_SUSPECT;
+        *freed |= move_word(s, b, slice, now, CLAIM_FREE, 0); /* out of memory: without a trial, then */
+    }
+}
+
+static void take_batch(dpi_session *s, batch *b, size_t w, const death *d, blame *of)
+{
+    claims *c = batch_claims(s, b->slot);
+    bool freed = false;
+    for (uint32_t i = 0; i < b->slice_count; i++) {
+        claim now = claim_load(&c->word[i]);
+        if (now.sequence != b->sequence || now.worker != w)
+            continue;
+        if (now.state == CLAIM_CLAIMED ||
+            (now.state == CLAIM_RUNNING && now.generation == (s->workers[w].generation & 0x7ffffu)))
+            take_word(s, b, i, now, d, of, &freed);
+    }
+    atomic_fetch_or(&s->control->batches[b->slot].flags, BATCH_RING_EACH);
+    if (freed)
+        orphans_moved(s, b);
+    ring_waiters(s, b);
+}
+
+static void trial_failed(dpi_session *s, const char *reason, dpi_status status);
+
+static void end_trial(dpi_session *s)
+{
+    s->recovery->running = false;
+    atomic_store(&s->control->trial.number, 0);
+}
+
+bool recovery_death(dpi_session *s, size_t w, const death *d)
+{
+    recovery *r = get(s);
+    blame *of = calloc(1, sizeof *of);
+    if (!r || !of) {
+        free(of);
+        return false;
+    }
+    of->worker = w;
+    bool explained = r->running && r->on == w;
+    pthread_mutex_lock(&s->lock);
+    for (int slot = 0; slot < LAYOUT_SLOTS; slot++)
+        if (s->slots[slot])
+            take_batch(s, s->slots[slot], w, d, of);
+    if (explained) {
+        end_trial(s);
+        if (d->counts)
+            trial_failed(s, d->reason, DPI_E_WORKER);
+        else if (!push(r->first, r->range))
+            finish_first(s, CLAIM_FREE, 0);
+    }
+    explained |= of->open != 0;
+    if (!of->open)
+        free(of);
+    pthread_mutex_unlock(&s->lock);
+    ring_workers(s);
+    return explained;
+}
+
+void recovery_free_planned(dpi_session *s, batch *b)
+{
+    if (b->slot < 0 || b->shard || s->in_caller)
+        return;
+    const batch_desc *d = &s->control->batches[b->slot];
+    bool freed = false;
+    for (size_t w = 0; w < s->count; w++) {
+        if (s->workers[w].ready)
+            continue;
+        uint32_t i = atomic_load_explicit(&d->first_slice[w], memory_order_relaxed);
+        uint32_t end = atomic_load_explicit(&d->first_slice[w + 1], memory_order_relaxed);
+        for (; i < end && i < b->slice_count; i++) {
+            claim now = claim_load(&batch_claims(s, b->slot)->word[i]);
+            if (now.sequence == b->sequence && now.state == CLAIM_CLAIMED)
+                freed |= move_word(s, b, i, now, CLAIM_FREE, 0);
+        }
+    }
+    if (!freed)
+        return;
+    orphans_moved(s, b);
+    ring_workers(s);
+}
+
+/* ---- trials ----------------------------------------------------------------------------------------------------- */
+
+static bool is_there(const dpi_session *s, size_t w) { return s->workers[w].state != WORKER_RETIRED; }
+
+/* Who is to try a range: the probation worker as long as there is one, else preferably another than the one that died,
+ * an idle one before a busy one. SESSION_NOBODY: wait for somebody to become ready. */
+static size_t choose_worker(dpi_session *s, const suspect *x, const row_range *range)
+{
+    recovery *r = s->recovery;
+    size_t avoid = range->failed_on, p = r->probation, best = SESSION_NOBODY;
+    int best_rank = 0;
+    if (p != SESSION_NOBODY && p != avoid && is_there(s, p) && s->workers[p].state != WORKER_WAITING)
+        return s->workers[p].state == WORKER_READY ? p : SESSION_NOBODY;
+    bool others = false;
+    for (size_t w = 0; w < s->count; w++)
+        others |= w != avoid && is_there(s, w);
+    for (size_t w = 0; w < s->count; w++) {
+        if (s->workers[w].state != WORKER_READY || (w == avoid && others))
+            continue;
+        int rank = 1 + 2 * (w != x->of->worker) + (atomic_load(&s->workers[w].page->busy_since_ns) == 0);
+        if (rank > best_rank) {
+            best_rank = rank;
+            best = w;
+        }
+    }
+    return best;
+}
+
+static void ask_trial(dpi_session *s, const suspect *x, size_t w, const row_range *range)
+{
+    recovery *r = s->recovery;
+    trial *t = &s->control->trial;
+    r->running = true;
+    r->on = r->probation = w;
+    r->range = *range;
+    atomic_store_explicit(&t->number, 0, memory_order_relaxed);
+    atomic_thread_fence(memory_order_release);
+    atomic_store_explicit(&t->worker, (uint32_t)w, memory_order_relaxed);
+    atomic_store_explicit(&t->slot, (uint32_t)x->slot, memory_order_relaxed);
+    atomic_store_explicit(&t->sequence, x->sequence, memory_order_relaxed);
+    atomic_store_explicit(&t->slice, x->slice, memory_order_relaxed);
+    atomic_store_explicit(&t->first_row, range->first, memory_order_relaxed);
+    atomic_store_explicit(&t->rows, range->rows, memory_order_relaxed);
+    atomic_store_explicit(&t->fill, range->fill, memory_order_relaxed);
+    atomic_store_explicit(&t->number, ++r->number, memory_order_release);
+    bell_ring(&s->control->workers[w].bell, &s->workers[w].page->sleeping);
+}
+
+/* The row of the user's that row `row` of a batch is. */
+static uint64_t users_row(const dpi_session *s, const batch *b, uint64_t row)
+{
+    return b->shard ? s->control->batches[b->slot].first_row + row : row;
+}
+
+static bool may_leave_out(const dpi_session *s, const batch *b)
+{
+    return s->on_bad_row == DPI_BAD_ROW_SKIP && (b->shard ? s->run_bad_rows : b->bad_row_count) < s->max_bad_rows;
+}
+
+static bool note_bad_row(dpi_session *s, batch *b, uint64_t row, const char *reason)
+{
+    struct batch_bad_row *list = realloc(b->bad_rows, (b->bad_row_count + 1) * sizeof *list);
+    if (!list)
+        return false;
+    b->bad_rows = list;
+    list[b->bad_row_count++] = (struct batch_bad_row){.row = row, .reason = strdup(reason)};
+    s->bad_rows++;
+    s->run_bad_rows += b->shard;
+    return true;
+}
+
+/* One row has failed wherever it was tried. Under the lock. */
+static void judge_row(dpi_session *s, row_range range, dpi_status status)
+{
+    suspect *x = s->recovery->first;
+    batch *b = batch_of(s, x);
+    x->of->rows = true;
+    uint64_t row = b ? users_row(s, b, range.first) : 0;
+    if (b)
+        event_bad_row(s, row, x->reason);
+    range.fill = true;
+    range.failures = 0;
+    range.failed_on = SESSION_NOBODY;
+    if (b && may_leave_out(s, b) && push(x, range) && note_bad_row(s, b, row, x->reason))
+        return;
+    char text[sizeof((dpi_error *)0)->message];
+    snprintf(text, sizeof text, "row %llu cannot be computed: %s%s", (unsigned long long)row, x->reason,
+             s->on_bad_row == DPI_BAD_ROW_SKIP ? "; that is one bad row too many" : "");
+    if (b)
+        judge(b, status, text);
+    finish_first(s, CLAIM_BAD, CLAIM_JUDGED);
+}
+
+/* The trial that ran has killed or failed its worker. Under the lock. */
+static void trial_failed(dpi_session *s, const char *reason, dpi_status status)
+{
+    recovery *r = s->recovery;
+    suspect *x = r->first;
+    row_range range = r->range, second = r->range;
+    snprintf(x->reason, sizeof x->reason, "%s", reason);
+    range.failures++;
+    bool pushed = true;
+    if (range.fill && range.failures < FILL_TRIALS) {
+        pushed = push(x, range);
+    } else if (range.rows > 1) {
+        range.failures = 0;
+        second = range;
+        range.rows /= 2;
+        second.first += range.rows;
+        second.rows -= range.rows;
+        pushed = push(x, second) && push(x, range);
+    } else if (!range.fill && range.failures < ROW_TRIALS) {
+        range.failed_on = r->on;
+        pushed = push(x, range);
+    } else {
+        judge_row(s, range, status);
+    }
+    if (!pushed) { /* out of memory */
+        batch *b = batch_of(s, x);
+        if (b)
+            judge(b, DPI_E_SYSTEM, "out of memory");
+        finish_first(s, CLAIM_BAD, CLAIM_JUDGED);
+    }
+}
+
+/* Under the lock. */
+static void trial_succeeded(dpi_session *s)
+{
+    recovery *r = s->recovery;
+    suspect *x = r->first;
+    if (r->range.failed_on != SESSION_NOBODY && r->range.failed_on != r->on)
+        s->workers[r->range.failed_on].strikes++; /* the row is good: the device is not */
+    x->of->elsewhere |= r->on != x->of->worker;
+    if (x->range_count)
+        return;
+    s->replayed++;
+    event_replayed(s, r->on, x->slice);
+    finish_first(s, CLAIM_DONE, (uint32_t)r->on);
+}
+
+/* Words that workers have made SUSPECT themselves (the engine refused the slice). */
+static void adopt_suspects(dpi_session *s, size_t w, const char *reason)
+{
+    char text[640];
+    snprintf(text, sizeof text, "%s: %s", s->devices.items[w].name, reason);
+    pthread_mutex_lock(&s->lock);
+    for (int slot = 0; slot < LAYOUT_SLOTS; slot++) {
+        const batch *b = s->slots[slot];
+        for (uint32_t i = 0; b && i < b->slice_count; i++) {
+            claim now = claim_load(&batch_claims(s, slot)->word[i]);
+            if (now.sequence != b->sequence || now.state != CLAIM_SUSPECT || now.worker != w ||
+                find_suspect(s->recovery, slot, b->sequence, i))
+                continue;
+            blame *of = calloc(1, sizeof *of);
+            if (of)
+                of->worker = w;
+            if (!of || !add_suspect(s, b, i, of, text))
+                free(of); /* the next tick tries again */
+        }
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+void recovery_message(dpi_session *s, size_t w, const json_t *message)
+{
+    recovery *r = get(s);
+    const char *failed = json_string_value(json_object_get(message, "failed"));
+    if (!r)
+        return;
+    if (json_object_get(message, "suspect")) {
+        adopt_suspects(s, w, failed ? failed : "a slice failed");
+    } else if (r->running && r->on == w &&
+               (uint64_t)json_integer_value(json_object_get(message, "trial")) == r->number) {
+        char reason[640];
+        snprintf(reason, sizeof reason, "%s: %s", s->devices.items[w].name, failed ? failed : "");
+        pthread_mutex_lock(&s->lock);
+        end_trial(s);
+        if (failed)
+            trial_failed(s, reason, DPI_E_ENGINE);
+        else
+            trial_succeeded(s);
+        pthread_mutex_unlock(&s->lock);
+    }
+    recovery_step(s);
+}
+
+void recovery_step(dpi_session *s)
+{
+    recovery *r = s->recovery;
+    pthread_mutex_lock(&s->lock);
+    while (r && r->first && !r->running) {
+        suspect *x = r->first;
+        const batch *b = batch_of(s, x);
+        if (!b || !x->range_count || b->verdict.status || b->cancel_asked) {
+            bool judged = b && b->verdict.status;
+            finish_first(s, CLAIM_BAD, judged ? CLAIM_JUDGED : CLAIM_DROPPED);
+            continue;
+        }
+        row_range range = x->ranges[x->range_count - 1];
+        size_t w = choose_worker(s, x, &range);
+        if (w == SESSION_NOBODY)
+            break;
+        x->range_count--;
+        ask_trial(s, x, w, &range);
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+bool recovery_pending(const dpi_session *s) { return s->recovery && s->recovery->first; }
+
+/* ---- spoilt words ----------------------------------------------------------------------------------------------- */
+
+static bool is_spoilt(const dpi_session *s, const batch *b, uint32_t slice)
+{
+    claim now = claim_load(&batch_claims(s, b->slot)->word[slice]);
+    if (now.sequence != b->sequence)
+        return true;
+    switch (now.state) {
+    case CLAIM_FREE: return false;
+    case CLAIM_CLAIMED: return now.worker >= s->count;
+    case CLAIM_RUNNING:
+        return now.worker >= s->count || !s->workers[now.worker].ready ||
+               now.generation != (s->workers[now.worker].generation & 0x7ffffu);
+    case CLAIM_SUSPECT:
+        return s->on_bad_row != DPI_BAD_ROW_SKIP && !find_suspect(s->recovery, b->slot, b->sequence, slice);
+    case CLAIM_DONE:
+    case CLAIM_BAD: return false;
+    default: return true;
+    }
+}
+
+bool recovery_words_spoilt(dpi_session *s)
+{
+    bool spoilt = false;
+    if (!get(s))
+        return false;
+    pthread_mutex_lock(&s->lock);
+    for (int slot = 0; slot < LAYOUT_SLOTS && !spoilt; slot++) {
+        const batch *b = s->slots[slot];
+        for (uint32_t i = 0; b && !b->publishing && i < b->slice_count && !spoilt; i++)
+            spoilt = is_spoilt(s, b, i);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return spoilt;
+}
+
+void recovery_free_all(dpi_session *s)
+{
+    pthread_mutex_lock(&s->lock);
+    while (s->recovery && s->recovery->first)
+        drop_first(s);
+    if (s->recovery && s->recovery->running)
+        end_trial(s);
+    for (int slot = 0; slot < LAYOUT_SLOTS; slot++) {
+        const batch *b = s->slots[slot];
+        if (!b || b->publishing)
+            continue;
+        claims *c = batch_claims(s, slot);
+        for (uint32_t i = 0; i < b->slice_count; i++) {
+            claim now = claim_load(&c->word[i]);
+            if (now.sequence != b->sequence || !claim_is_terminal(now))
+                claim_publish(&c->word[i], (claim){.sequence = b->sequence, .state = CLAIM_FREE});
+        }
+        orphans_moved(s, b);
+        ring_waiters(s, b);
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+void recovery_close(dpi_session *s)
+{
+    while (s->recovery && s->recovery->first)
+        drop_first(s);
+    free(s->recovery);
+    s->recovery = NULL;
+}

@@ -1,0 +1,45 @@
+/* What the supervisor's files share: supervisor.c (the thread, messages, hangs), supervisor_start.c (starting workers,
+ * the first time and again), supervisor_death.c (how they end). All of it is the supervisor's thread alone. */
+#ifndef DPI_RUNTIME_SUPERVISOR_H
+#define DPI_RUNTIME_SUPERVISOR_H
+
+#include "runtime/session.h"
+
+/* How a worker came to its end. */
+typedef struct ending {
+    int signal_number, exit_code; /* -1 each where they do not apply */
+    bool hung;
+    char why[200]; /* it was ended by us: ": 12.0 s, its limit is 10.0 s", or "" */
+} ending;
+
+/* ---- supervisor_start.c ---- */
+/* All for the first time. A failure is the session's. */
+void supervisor_start_all(dpi_session *s);
+/* Those whose time has come. */
+void supervisor_restart_due(dpi_session *s);
+
+/* ---- supervisor_death.c ---- */
+/* Takes what stands in a worker's log pipe. */
+void supervisor_read_log(dpi_session *s, size_t w);
+/* " while computing slice 3 (64 rows)" */
+void supervisor_describe_work(const dpi_session *s, size_t w, char *out, size_t size);
+/* True when the worker is gone (processes), or never was. */
+bool supervisor_reap(dpi_session *s, size_t w, int64_t deadline_ns);
+void supervisor_kill_all(dpi_session *s);
+/* The session is over: all workers are killed, and every call says why. */
+void supervisor_fail(dpi_session *s, const dpi_error *error);
+/* A worker is dead, and has been waited for: its work goes to others, it is started again or given up. */
+void supervisor_worker_died(dpi_session *s, size_t w, const ending *e);
+/* Ends a worker that hangs, and waits until it is gone: only then may others have its slices. */
+void supervisor_end_worker(dpi_session *s, size_t w, const ending *e);
+/* Clears away what is left of a dead worker on our side. */
+void supervisor_bury(dpi_session *s, size_t w);
+/* When a worker that is dead is to be started again, or that it is not. `explained`: the device is not to blame. */
+void supervisor_plan_restart(dpi_session *s, size_t w, bool explained, const char *reason);
+/* Gives a device up. */
+void supervisor_retire(dpi_session *s, size_t w, const char *reason);
+/* Somebody has written what nobody may into memory that all share, and nobody can say who: all start anew, and what is
+ * not finished is computed again. */
+void supervisor_start_anew(dpi_session *s, const char *what);
+
+#endif

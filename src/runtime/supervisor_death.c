@@ -1,0 +1,284 @@
+/* How workers end: their last words, what follows for the device, and the end of the session when none is left. */
+#include "base/clock.h"
+#include "data/sigbus.h"
+#include "runtime/batch.h"
+#include "runtime/events.h"
+#include "runtime/recovery.h"
+#include "runtime/supervisor.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define KILL_NS        5000000000
+#define FIRST_DELAY_NS 100000000   /* before the second restart in a row, then doubled */
+#define LAST_DELAY_NS  10000000000 /* at most */
+#define PROVEN_SLICES  8           /* of one generation: the device works, its earlier deaths are forgiven */
+#define OPENING_STARTS 2           /* tries of a worker that is killed while the session opens */
+#define MOST_BREACHES  3           /* times that shared memory may be spoilt until the session is given up */
+
+/* ---- logs ------------------------------------------------------------------------------------------------------- */
+
+/* A worker's own messages arrive as our log lines do on standard error; everything else is a library's chatter. */
+static void take_line(dpi_session *s, size_t w, const char *line)
+{
+    session_worker *k = &s->workers[w];
+    const char *name = s->devices.items[w].name;
+    snprintf(k->log_lines[k->log_count++ % SESSION_LOG_LINES], SESSION_LOG_WIDTH, "%.*s", SESSION_LOG_WIDTH - 1, line);
+    if (strncmp(line, "dpinfer: warning: ", 18) == 0)
+        log_warning(&s->log, "%s: %s", name, line + 18);
+    else if (strncmp(line, "dpinfer: info: ", 15) == 0)
+        log_info(&s->log, "%s: %s", name, line + 15);
+    else
+        log_info(&s->log, "%s says: %s", name, line);
+}
+
+void supervisor_read_log(dpi_session *s, size_t w)
+{
+    session_worker *k = &s->workers[w];
+    char buffer[4096];
+    ssize_t got;
+    while (k->log_pipe >= 0 && (got = read(k->log_pipe, buffer, sizeof buffer)) != 0) {
+        if (got < 0)
+            return; /* nothing more for now */
+        for (ssize_t i = 0; i < got; i++) {
+            if (buffer[i] != '\n' && k->log_part_length + 1 < sizeof k->log_part) {
+                k->log_part[k->log_part_length++] = buffer[i];
+                continue;
+            }
+            k->log_part[k->log_part_length] = 0;
+            k->log_part_length = 0;
+            take_line(s, w, k->log_part);
+        }
+    }
+    if (k->log_pipe >= 0) {
+        close(k->log_pipe);
+        k->log_pipe = -1;
+    }
+}
+
+static void last_words(const session_worker *k, char *out, size_t size)
+{
+    size_t used = 0, count = k->log_count < SESSION_LOG_LINES ? k->log_count : SESSION_LOG_LINES;
+    out[0] = 0;
+    for (size_t i = k->log_count - count; i < k->log_count && used < size; i++)
+        used += (size_t)snprintf(out + used, size - used, "%s%s",
+                                 used ? " | " : "; its last lines: ", k->log_lines[i % SESSION_LOG_LINES]);
+    if (!count)
+        snprintf(out, size, "; it left no message");
+}
+
+/* ---- failing ---------------------------------------------------------------------------------------------------- */
+
+bool supervisor_reap(dpi_session *s, size_t w, int64_t deadline_ns)
+{
+    session_worker *k = &s->workers[w];
+    int signal_number, code;
+    if (s->in_caller || k->ended)
+        return true;
+    k->ended = child_ended(&k->process, deadline_ns, &signal_number, &code);
+    return k->ended;
+}
+
+void supervisor_kill_all(dpi_session *s)
+{
+    for (size_t w = 0; w < s->count && !s->in_caller; w++)
+        if (!s->workers[w].ended)
+            child_kill(&s->workers[w].process);
+    int64_t deadline = clock_now_ns() + KILL_NS;
+    for (size_t w = 0; w < s->count; w++)
+        if (!supervisor_reap(s, w, deadline))
+            log_error(&s->log, "worker %zu (%s) cannot be killed; its memory stays in quarantine", w,
+                      s->devices.items[w].name);
+}
+
+static void ring_everybody(dpi_session *s)
+{
+    for (uint32_t slot = 0; slot < LAYOUT_SLOTS; slot++) {
+        claims *c = (claims *)arena_at(s->outputs, slot * sizeof(claims));
+        if (atomic_load(&s->control->batches[slot].sequence)) {
+            atomic_fetch_add(&c->bell, 1);
+            futex_wake(&c->bell);
+        }
+    }
+    uint64_t one = 1;
+    if (s->event_fd >= 0 && write(s->event_fd, &one, sizeof one) < 0)
+        log_debug(&s->log, "the event descriptor is full");
+}
+
+void supervisor_fail(dpi_session *s, const dpi_error *error)
+{
+    if (atomic_load(&s->failed))
+        return;
+    supervisor_kill_all(s);
+    pthread_mutex_lock(&s->lock);
+    s->failure = *error;
+    s->state = SESSION_FAILED;
+    atomic_store(&s->failed, 1);
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+    ring_everybody(s);
+}
+
+void supervisor_describe_work(const dpi_session *s, size_t w, char *out, size_t size)
+{
+    const worker_page *page = s->workers[w].page;
+    if (atomic_load(&page->busy_since_ns))
+        snprintf(out, size, " while computing slice %u (%u rows)", atomic_load(&page->busy_slice),
+                 atomic_load(&page->busy_rows));
+    else
+        snprintf(out, size, "%s", s->workers[w].ready ? " while waiting for work" : " while starting");
+}
+
+/* ---- deaths ----------------------------------------------------------------------------------------------------- */
+
+static void describe_death(dpi_session *s, size_t w, const ending *e, death *d)
+{
+    session_worker *k = &s->workers[w];
+    char words[440], how[320], work[120];
+    last_words(k, words, sizeof words);
+    supervisor_describe_work(s, w, work, sizeof work);
+    if (e->why[0])
+        snprintf(how, sizeof how, "%s", e->why);
+    else if (e->signal_number > 0)
+        snprintf(how, sizeof how, "was killed by signal %d (%s)%s", e->signal_number, strsignal(e->signal_number),
+                 work);
+    else if (e->exit_code >= 0)
+        snprintf(how, sizeof how, "left with exit code %d%s", e->exit_code, work);
+    else
+        snprintf(how, sizeof how, "ended (this program reaped it before dpinfer could see how)%s", work);
+    d->status = DPI_E_WORKER;
+    d->counts = true;
+    if (e->exit_code == SIGBUS_EXIT_CODE && k->page->sigbus_source) {
+        d->status = DPI_E_IO;
+        snprintf(d->reason, sizeof d->reason, "source %u shrank while worker %zu (%s) read it: byte %llu is gone",
+                 k->page->sigbus_source, w, s->devices.items[w].name, (unsigned long long)k->page->sigbus_offset);
+    } else
+        snprintf(d->reason, sizeof d->reason, "worker %zu (%s, pid %d) %s%s", w, s->devices.items[w].name,
+                 (int)k->process.pid, how, words);
+}
+
+/* No device is left: the error tells of each. */
+static void fail_without_devices(dpi_session *s)
+{
+    dpi_error error;
+    char all[900] = "";
+    size_t used = 0;
+    for (size_t w = 0; w < s->count && used < sizeof all; w++)
+        used += (size_t)snprintf(all + used, sizeof all - used, "%s%s", w ? "; " : "",
+                                 s->workers[w].last_death ? s->workers[w].last_death : s->devices.items[w].name);
+    error_set(&error, DPI_E_WORKER, "%s: %s", s->count > 1 ? "every device has failed" : "the device keeps failing",
+              all);
+    supervisor_fail(s, &error);
+}
+
+void supervisor_retire(dpi_session *s, size_t w, const char *reason)
+{
+    bool others = false;
+    for (size_t i = 0; i < s->count; i++)
+        others |= i != w && s->workers[i].state != WORKER_RETIRED;
+    pthread_mutex_lock(&s->lock);
+    s->workers[w].state = WORKER_RETIRED;
+    s->retired++;
+    pthread_mutex_unlock(&s->lock);
+    log_warning(&s->log, "%s is given up: %s", s->devices.items[w].name, reason);
+    event_retired(s, w, reason);
+    if (!others)
+        fail_without_devices(s);
+}
+
+void supervisor_plan_restart(dpi_session *s, size_t w, bool explained, const char *reason)
+{
+    session_worker *k = &s->workers[w];
+    if (atomic_load(&k->page->slices) - k->slices_at_ready >= PROVEN_SLICES && k->state == WORKER_READY)
+        k->strikes = 0;
+    k->strikes += !explained;
+    if (k->strikes >= s->max_deaths) {
+        supervisor_retire(s, w, reason);
+        return;
+    }
+    int64_t delay = 0;
+    for (unsigned i = 1; i < k->strikes && !explained && delay < LAST_DELAY_NS; i++)
+        delay = delay ? 2 * delay : FIRST_DELAY_NS;
+    k->restart_ns = clock_now_ns() + (delay < LAST_DELAY_NS ? delay : LAST_DELAY_NS);
+    k->state = WORKER_WAITING;
+}
+
+void supervisor_bury(dpi_session *s, size_t w)
+{
+    session_worker *k = &s->workers[w];
+    supervisor_read_log(s, w);
+    pthread_mutex_lock(&s->lock);
+    k->ready = false;
+    if (k->socket >= 0)
+        close(k->socket);
+    k->socket = -1;
+    s->deaths++;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+    if (k->log_pipe >= 0)
+        close(k->log_pipe);
+    k->log_pipe = -1;
+}
+
+void supervisor_worker_died(dpi_session *s, size_t w, const ending *e)
+{
+    session_worker *k = &s->workers[w];
+    death d;
+    supervisor_bury(s, w);
+    describe_death(s, w, e, &d);
+    free(k->last_death);
+    k->last_death = strdup(d.reason);
+    event_died(s, w, e->signal_number, e->exit_code, e->hung, d.reason);
+    if (s->state == SESSION_OPENING && (e->signal_number <= 0 || e->hung || k->generation >= OPENING_STARTS)) {
+        dpi_error error;
+        error_set(&error, d.status, "%s", d.reason);
+        supervisor_fail(s, &error);
+        return;
+    }
+    log_warning(&s->log, "%s", d.reason);
+    bool explained = recovery_death(s, w, &d) || d.status != DPI_E_WORKER || s->state == SESSION_OPENING;
+    supervisor_plan_restart(s, w, explained, d.reason);
+    recovery_step(s);
+}
+
+void supervisor_end_worker(dpi_session *s, size_t w, const ending *e)
+{
+    child_kill(&s->workers[w].process);
+    if (supervisor_reap(s, w, clock_now_ns() + KILL_NS)) {
+        supervisor_worker_died(s, w, e);
+        return;
+    }
+    dpi_error error;
+    error_set(&error, DPI_E_WORKER, "worker %zu (%s, pid %d) %s, and cannot be killed; its memory stays in quarantine",
+              w, s->devices.items[w].name, (int)s->workers[w].process.pid, e->why);
+    supervisor_fail(s, &error);
+}
+
+void supervisor_start_anew(dpi_session *s, const char *what)
+{
+    dpi_error error;
+    error_set(&error, DPI_E_WORKER, "%s: a worker does not wake, or has spoilt the memory that it shares", what);
+    event_spoilt(s, error.message);
+    if (++s->breaches > MOST_BREACHES) {
+        supervisor_fail(s, &error);
+        return;
+    }
+    log_warning(&s->log, "%s; all workers are started anew", error.message);
+    supervisor_kill_all(s);
+    for (size_t w = 0; w < s->count; w++) {
+        session_worker *k = &s->workers[w];
+        if (k->state != WORKER_STARTING && k->state != WORKER_READY)
+            continue;
+        if (!k->ended) {
+            supervisor_fail(s, &error);
+            return;
+        }
+        supervisor_bury(s, w);
+        recovery_death(s, w, &(death){.status = DPI_E_WORKER});
+        k->state = WORKER_WAITING;
+        k->restart_ns = 0;
+    }
+    recovery_free_all(s);
+}

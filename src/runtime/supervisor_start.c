@@ -1,0 +1,164 @@
+/* Starting workers, the first time and again after a death. */
+#include "base/clock.h"
+#include "runtime/supervisor.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+static void *thread_main(void *argument)
+{
+    worker *w = argument;
+    dpi_error error;
+    if (worker_open(w, &error) == DPI_OK)
+        worker_loop(w);
+    return NULL;
+}
+
+static dpi_status start_thread(dpi_session *s, size_t w, int socket, dpi_error *error)
+{
+    session_worker *k = &s->workers[w];
+    worker *in = calloc(1, sizeof *in);
+    if (!in)
+        return error_set(error, DPI_E_SYSTEM, "out of memory");
+    in->index = (uint32_t)w;
+    in->generation = k->generation;
+    in->control = s->control;
+    in->inputs = arena_at(s->inputs, 0);
+    in->outputs = arena_at(s->outputs, 0);
+    in->page = k->page;
+    in->socket = socket;
+    in->event_fd = s->event_fd;
+    in->model_fd = s->model_fd;
+    in->log = s->log;
+    in->engine_lock = s->count == 1 ? &s->engine_lock : NULL;
+    k->in_process = in;
+    if (pthread_create(&k->thread, NULL, thread_main, in) != 0)
+        return error_set(error, DPI_E_SYSTEM, "cannot start a thread for %s", s->devices.items[w].name);
+    k->thread_runs = true;
+    return DPI_OK;
+}
+
+static dpi_status start_process(dpi_session *s, size_t w, int socket, dpi_error *error)
+{
+    session_worker *k = &s->workers[w];
+    int log_fds[2];
+    if (pipe2(log_fds, O_CLOEXEC) != 0)
+        return error_set_errno(error, DPI_E_SYSTEM, errno, "cannot make a pipe");
+    k->log_pipe = log_fds[0];
+    fcntl(k->log_pipe, F_SETFL, O_NONBLOCK);
+    int null_fd = s->model_fd >= 0 ? -1 : open("/dev/null", O_RDONLY | O_CLOEXEC);
+    const int fds[] = {socket,
+                       arena_fd(s->control_arena),
+                       arena_fd(s->inputs),
+                       arena_fd(s->outputs),
+                       k->page_fd,
+                       s->event_fd,
+                       s->model_fd >= 0 ? s->model_fd : null_fd};
+    char parent[24], index[24], generation[24];
+    snprintf(parent, sizeof parent, "%d", (int)getpid());
+    snprintf(index, sizeof index, "%zu", w);
+    snprintf(generation, sizeof generation, "%u", k->generation);
+    char *argv[] = {(char *)(uintptr_t) "dpinfer-worker", parent, index, generation, NULL};
+    child process;
+    dpi_status status =
+        child_spawn(s->worker_path, argv, log_fds[1], fds, (int)(sizeof fds / sizeof fds[0]), &process, error);
+    pthread_mutex_lock(&s->lock);
+    k->process = process;
+    pthread_mutex_unlock(&s->lock);
+    close(log_fds[1]);
+    if (null_fd >= 0)
+        close(null_fd);
+    return status;
+}
+
+/* One page for all generations of a worker: those before are dead, and its counters go on. */
+static dpi_status make_page(session_worker *k, dpi_error *error)
+{
+    if (k->page) {
+        atomic_store(&k->page->stage, 0);
+        atomic_store(&k->page->sleeping, 0);
+        atomic_store(&k->page->busy_since_ns, 0);
+        atomic_store(&k->page->error_status, 0);
+        k->page->sigbus_source = 0;
+        return DPI_OK;
+    }
+    k->page_fd = memfd_create("dpinfer-page", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (k->page_fd < 0 || ftruncate(k->page_fd, PAGE_BYTES) != 0)
+        return error_set_errno(error, DPI_E_SYSTEM, errno, "cannot make a worker's page");
+    void *page = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, k->page_fd, 0);
+    fcntl(k->page_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
+    if (page == MAP_FAILED)
+        return error_set_errno(error, DPI_E_SYSTEM, errno, "cannot map a worker's page");
+    k->page = page;
+    return DPI_OK;
+}
+
+static dpi_status start_worker(dpi_session *s, size_t w, dpi_error *error)
+{
+    session_worker *k = &s->workers[w];
+    int pair[2];
+    dpi_status status = make_page(k, error);
+    if (!status)
+        status = channel_pair(pair, error);
+    if (status)
+        return status;
+    pthread_mutex_lock(&s->lock);
+    k->socket = pair[0];
+    k->generation++;
+    pthread_mutex_unlock(&s->lock);
+    atomic_store(&s->control->workers[w].mail, 0);
+    s->setups[w].generation = k->generation;
+    k->state = WORKER_STARTING;
+    k->log_count = k->log_part_length = 0;
+    k->mute_ns = 0;
+    k->cpu_seen_ns = k->cpu_moved_ns = 0;
+    k->spawned_ns = k->heartbeat_ns = clock_now_ns();
+    json_t *message = setup_to_json(&s->setups[w]);
+    if (!message)
+        status = error_set(error, DPI_E_ARGUMENT, "an option or a path is not valid UTF-8");
+    else
+        status = channel_send(pair[0], message, NULL, 0, clock_now_ns() + 1000000000, error);
+    json_decref(message);
+    if (!status)
+        status = s->in_caller ? start_thread(s, w, pair[1], error) : start_process(s, w, pair[1], error);
+    if (!s->in_caller || !k->in_process)
+        close(pair[1]);
+    return status;
+}
+
+void supervisor_start_all(dpi_session *s)
+{
+    dpi_error error;
+    for (size_t w = 0; w < s->count; w++)
+        if (start_worker(s, w, &error)) {
+            s->workers[w].ended = s->workers[w].process.pidfd < 0; /* it may have been started already */
+            for (size_t later = w + 1; later < s->count; later++)
+                s->workers[later].ended = true;
+            supervisor_fail(s, &error);
+            return;
+        }
+}
+
+void supervisor_restart_due(dpi_session *s)
+{
+    int64_t now = clock_now_ns();
+    dpi_error error;
+    for (size_t w = 0; w < s->count && !atomic_load(&s->failed); w++) {
+        session_worker *k = &s->workers[w];
+        if (k->state != WORKER_WAITING || k->restart_ns > now)
+            continue;
+        k->ended = false;
+        if (session_files_unchanged(s, &error)) {
+            k->ended = true;
+            supervisor_retire(s, w, error.message);
+        } else if (start_worker(s, w, &error)) {
+            k->ended = true;
+            supervisor_bury(s, w);
+            supervisor_plan_restart(s, w, false, error.message);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+/* Trials: rows that the supervisor wants computed with nothing else in flight, because a worker died over them. */
+#include "base/clock.h"
+#include "runtime/worker.h"
+#include "runtime/worker_job.h"
+
+#include <math.h>
+
+/* A consistent copy of the trial that is asked for; false when it is being replaced. */
+static bool read_trial(const worker *w, uint64_t number, uint32_t *to, flight *f, bool *fill)
+{
+    const trial *t = &w->control->trial;
+    *to = atomic_load_explicit(&t->worker, memory_order_relaxed);
+    f->slot = atomic_load_explicit(&t->slot, memory_order_relaxed) % LAYOUT_SLOTS;
+    f->sequence = atomic_load_explicit(&t->sequence, memory_order_relaxed);
+    f->slice = atomic_load_explicit(&t->slice, memory_order_relaxed);
+    f->first_row = atomic_load_explicit(&t->first_row, memory_order_relaxed);
+    f->rows = (size_t)atomic_load_explicit(&t->rows, memory_order_relaxed);
+    *fill = atomic_load_explicit(&t->fill, memory_order_relaxed) != 0;
+    atomic_thread_fence(memory_order_acquire);
+    return atomic_load_explicit(&t->number, memory_order_relaxed) == number;
+}
+
+bool worker_trial_asked(worker *w)
+{
+    uint64_t number = atomic_load_explicit(&w->control->trial.number, memory_order_acquire);
+    if (number == w->trial_seen || !number)
+        return false;
+    uint32_t to;
+    bool fill;
+    flight look;
+    if (!read_trial(w, number, &to, &look, &fill))
+        return false; /* the next look will see the other one */
+    if (to != w->index)
+        w->trial_seen = number;
+    return to == w->index;
+}
+
+/* The stated value of a row that cannot be computed: NaN, or 0 where the dtype has none. */
+static void fill_outputs(const worker *w, flight *f)
+{
+    for (size_t o = 0; o < w->sig.output_count; o++) {
+        dpi_dtype dtype = w->sig.outputs[o].dtype;
+        size_t elements = 0;
+        shape_elements(f->outputs[o].shape, 0, f->outputs[o].rank, &elements);
+        for (size_t i = 0; i < elements; i++)
+            dtype_set(dtype, f->outputs[o].data, i, dtype_is_float(dtype) ? NAN : 0);
+    }
+}
+
+static dpi_status compute(worker *w, flight *f, backend_timing *timing, dpi_error *error)
+{
+    dpi_status status = worker_prepare(w, f, error);
+    f->loaded_ns = clock_now_ns();
+    if (status)
+        return status;
+    worker_show_busy(w, f, f->started_ns);
+    if (w->depth == 1)
+        return w->backend->run(w->engine, &f->call, timing, error);
+    int slot = (int)w->flight_head;
+    status = w->backend->enqueue(w->engine, slot, &f->call, error);
+    return status ? status : w->backend->wait(w->engine, slot, timing, error);
+}
+
+static dpi_status leave_out(worker *w, flight *f, dpi_error *error)
+{
+    f->call_rows = f->rows;
+    dpi_status status = worker_prepare_outputs(w, f, error);
+    if (!status)
+        fill_outputs(w, f);
+    return status;
+}
+
+static void tell(worker *w, uint64_t number, dpi_status status, const dpi_error *error)
+{
+    json_t *message = json_pack("{s:I}", "trial", (json_int_t)number);
+    if (message && status)
+        json_object_set_new(message, "failed", json_string(error->message));
+    dpi_error unheard;
+    channel_send(w->socket, message, NULL, 0, clock_now_ns() + 5000000000, &unheard);
+    json_decref(message);
+}
+
+void worker_trial_run(worker *w)
+{
+    uint64_t number = atomic_load_explicit(&w->control->trial.number, memory_order_acquire);
+    flight *f = &w->flights[w->flight_head];
+    uint32_t to;
+    bool fill;
+    if (!number || !read_trial(w, number, &to, f, &fill) || to != w->index)
+        return;
+    w->trial_seen = number;
+    const batch_desc *b = &w->control->batches[f->slot];
+    if (atomic_load_explicit(&b->sequence, memory_order_acquire) != f->sequence)
+        return;
+    dpi_error error;
+    error_clear(&error);
+    backend_timing timing = {0};
+    f->flags = atomic_load_explicit(&b->flags, memory_order_relaxed);
+    f->stolen = false;
+    f->started_ns = clock_now_ns();
+    worker_show_busy(w, f, f->started_ns);
+    worker_step(w, STEP_CLAIMED);
+    dpi_status status = fill ? leave_out(w, f, &error) : compute(w, f, &timing, &error);
+    if (!status && ((f->flags & BATCH_SHARD) || f->call_rows != f->rows))
+        status = worker_deliver(w, f, &error);
+    if (!status)
+        worker_count(w, f, clock_now_ns());
+    worker_show_busy(w, NULL, 0);
+    worker_step(w, STEP_DELIVERED);
+    tell(w, number, status, &error);
+}
+
+void worker_tell_suspect(worker *w, const flight *f)
+{
+    json_t *message = json_pack("{s:I, s:s}", "suspect", (json_int_t)f->slice, "failed", w->page->error_message);
+    dpi_error unheard;
+    channel_send(w->socket, message, NULL, 0, clock_now_ns() + 5000000000, &unheard);
+    json_decref(message);
+}
