@@ -19,7 +19,7 @@ _dpinfer() {
     case $cur in
     -*)
         case $command in
-        run) open="$open --input --output --rows --top --labels --accuracy --no-overwrite --dry-run" ;;
+        run) open="$open --input --output --rows --top --labels --accuracy --no-overwrite --restart --no-journal --journal-every --dry-run" ;;
         bench) open="$open --rows --mode --repeats --seconds" ;;
         devices) open="--json --help" ;;
         cache) open="--cache-dir --json --help" ;;

@@ -317,6 +317,7 @@ typedef struct dpi_progress {
     double seconds;              /* since the run began */
     const uint64_t *worker_rows; /* rows finished by each worker; valid during the call */
     size_t worker_count;
+    uint64_t rows_resumed; /* of rows_done: finished by an earlier run that this one goes on with */
 } dpi_progress;
 
 /* Called from the thread in dpi_run, about ten times a second and once at the end. Non-zero: finish the slices in
@@ -338,17 +339,24 @@ typedef struct dpi_run_options {
     bool no_overwrite;           /* refuse when an output file exists */
     dpi_progress_fn progress;
     void *progress_context;
+    bool restart;                 /* begin anew where an earlier run has left finished rows */
+    bool no_journal;              /* a run that is stopped leaves nothing */
+    uint32_t journal_interval_ms; /* how much work a kill may cost; 0: 1,000 */
 } dpi_run_options;
 
 typedef struct dpi_run_result {
     size_t struct_size;
     uint64_t rows;
     double seconds;
+    uint64_t resumed_rows; /* of `rows`: finished by an earlier run */
 } dpi_run_result;
 
 /* Computes every row of the sources and writes the sinks, which appear under their names only when whole: until then
- * they are FILE.part, removed on failure. Blocks; one run at a time per session. Batches of other threads take their
- * turn behind the chunks that are in flight (3 x 4,096 slices at most): open a session of their own for quick answers.
+ * they are FILE.part. A run that is stopped (killed, cancelled, a device failed, the disk was full) leaves FILE.part
+ * and FILE.part's record of finished rows, FILE.journal; the same call then goes on where it ended and gives the same
+ * bytes. DPI_E_DATA when model, engine, sources, options or outputs have changed meanwhile. Blocks; one run at a time
+ * per session. Batches of other threads take their turn behind the chunks that are in flight (3 x 4,096 slices at
+ * most): open a session of their own for quick answers.
  */
 DPI_API dpi_status dpi_run(dpi_session *session, const dpi_run_options *options, dpi_run_result *result,
                            dpi_error *error);

@@ -28,7 +28,8 @@ typedef struct cli_options {
     size_t batch_count;
     uint64_t row_begin, row_end, rows, top, repeats;
     const char *labels, *accuracy, *json_path, *modes, *positional;
-    bool json, dry_run, no_overwrite, quiet, seconds_given;
+    bool json, dry_run, no_overwrite, restart, no_journal, quiet, seconds_given;
+    uint32_t journal_interval_ms;
     double seconds;
 } cli_options;
 
@@ -59,6 +60,8 @@ typedef struct cli_progress {
     const dpi_description *description;
     bool terminal, quiet;
     double next_line_s;
+    const char *output; /* for the line about an earlier run */
+    bool resumed_shown;
     uint64_t rows_done; /* last seen */
 } cli_progress;
 void cli_progress_start(cli_progress *p, const dpi_description *description, bool quiet);

@@ -22,6 +22,9 @@ static const char help[] =
     "    --top K --labels FILE     for .csv: how many classes, and their names, one a line\n"
     "    --accuracy LABELS.npy     share of rows whose best class is the label\n"
     "    --no-overwrite            refuse when an output exists\n"
+    "    --restart                 begin anew where a run was stopped; without it the same command goes on\n"
+    "    --no-journal              a run that is stopped leaves nothing to go on with\n"
+    "    --journal-every S         how much work a kill may cost (1)\n"
     "Where and how\n"
     "    --devices LIST            auto (default), cpu:0, cpu:0-3,8, cpu:all, cpu:numa0, sim:0; KIND:WHAT*2 is two "
     "workers\n"
@@ -150,6 +153,10 @@ int cmd_run(int argc, char **argv)
         run.top = o.top;
         run.labels_path = o.labels;
         run.no_overwrite = o.no_overwrite;
+        run.restart = o.restart;
+        run.no_journal = o.no_journal;
+        run.journal_interval_ms = o.journal_interval_ms;
+        progress.output = o.output_count ? o.outputs[0] : "";
         run.progress = cli_progress_show;
         run.progress_context = &progress;
         status = dpi_run(s, &run, &result, &error);

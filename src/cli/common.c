@@ -11,9 +11,9 @@
 int cli_fail(const dpi_error *error)
 {
     int number = cli_signal();
+    fprintf(stderr, "dpinfer: %s\n", error->message);
     if (error->status == DPI_CANCELLED && number)
         return 128 + number;
-    fprintf(stderr, "dpinfer: %s\n", error->message);
     return dpi_status_exit_code(error->status);
 }
 
@@ -87,7 +87,13 @@ int cli_progress_show(void *context, const dpi_progress *now)
 {
     cli_progress *p = context;
     p->rows_done = now->rows_done;
-    double rate = now->seconds > 0 ? (double)now->rows_done / now->seconds : 0;
+    double rate = now->seconds > 0 ? (double)(now->rows_done - now->rows_resumed) / now->seconds : 0;
+    if (now->rows_resumed && !p->resumed_shown && !p->quiet) {
+        char done[32], total[32];
+        fprintf(stderr, "resuming %s: %s of %s rows were finished\n", p->output, cli_grouped(now->rows_resumed, done),
+                cli_grouped(now->rows_total, total));
+    }
+    p->resumed_shown = true;
     if (!p->quiet && p->terminal)
         draw_bar(p, now, rate);
     else if (!p->quiet && now->seconds >= p->next_line_s) {

@@ -39,6 +39,9 @@ enum {
     OPT_LABELS,
     OPT_ACCURACY,
     OPT_NO_OVERWRITE,
+    OPT_RESTART,
+    OPT_NO_JOURNAL,
+    OPT_JOURNAL_EVERY,
     OPT_DRY_RUN,
     OPT_JSON,
     OPT_MODE,
@@ -79,6 +82,9 @@ static const struct option table[] = {
     {"labels", 1, NULL, OPT_LABELS},
     {"accuracy", 1, NULL, OPT_ACCURACY},
     {"no-overwrite", 0, NULL, OPT_NO_OVERWRITE},
+    {"restart", 0, NULL, OPT_RESTART},
+    {"no-journal", 0, NULL, OPT_NO_JOURNAL},
+    {"journal-every", 1, NULL, OPT_JOURNAL_EVERY},
     {"dry-run", 0, NULL, OPT_DRY_RUN},
     {"json", 2, NULL, OPT_JSON},
     {"mode", 1, NULL, OPT_MODE},
@@ -316,6 +322,9 @@ static bool option_belongs(int option, unsigned flags)
     case OPT_LABELS:
     case OPT_ACCURACY:
     case OPT_NO_OVERWRITE:
+    case OPT_RESTART:
+    case OPT_NO_JOURNAL:
+    case OPT_JOURNAL_EVERY:
     case OPT_DRY_RUN: return flags & CLI_RUN;
     case OPT_MODE:
     case OPT_REPEATS:
@@ -351,6 +360,9 @@ static dpi_status take_option(cli_options *o, unsigned flags, int option, const 
     case OPT_LABELS: o->labels = value; return DPI_OK;
     case OPT_ACCURACY: o->accuracy = value; return DPI_OK;
     case OPT_NO_OVERWRITE: o->no_overwrite = true; return DPI_OK;
+    case OPT_RESTART: o->restart = true; return DPI_OK;
+    case OPT_NO_JOURNAL: o->no_journal = true; return DPI_OK;
+    case OPT_JOURNAL_EVERY: return take_timeout("journal-every", value, &o->journal_interval_ms, error);
     case OPT_DRY_RUN: o->dry_run = true; return DPI_OK;
     case OPT_MODE: o->modes = value; return DPI_OK;
     case OPT_REPEATS: return take_number("repeats", value, 1, 1000, &o->repeats, error);

@@ -43,7 +43,7 @@ struct journal {
     bool damaged, written, sealed;
     journal_begin begin;
     char *facts;
-    ranges done;
+    row_set done;
     uint64_t text[PORT_MAX];
     file_mark marks[PORT_MAX];
     size_t mark_count;
@@ -101,15 +101,15 @@ const char *journal_fact_find(const char *facts, size_t bytes, const char *key)
     return NULL;
 }
 
-bool journal_facts_differ(const char *then, size_t then_bytes, const char *now, size_t now_bytes, const char **key,
-                          const char **was, const char **is)
+bool journal_facts_differ(const char *then, size_t then_bytes, const char *now, size_t now_bytes, const char *but,
+                          const char **key, const char **was, const char **is)
 {
     for (int side = 0; side < 2; side++) { /* what is asked for now, then what was and is not any more */
         const char *facts = side ? then : now, *end = facts + (side ? then_bytes : now_bytes);
         for (const char *at = facts; at < end;) {
             const char *value = at + strlen(at) + 1;
             const char *other = journal_fact_find(side ? now : then, side ? now_bytes : then_bytes, at);
-            if (!other || strcmp(value, other) != 0) {
+            if ((!but || strcmp(at, but) != 0) && (!other || strcmp(value, other) != 0)) {
                 *key = at;
                 *was = side ? value : other;
                 *is = side ? other : value;
@@ -170,13 +170,13 @@ static bool take_progress(journal *j, const unsigned char *payload, size_t bytes
             return false;
     }
     if (j->done.count + p.range_count > RANGES_MOST)
-        ranges_settle(&j->done);
+        row_set_settle(&j->done);
     if (j->done.count > RANGES_MOST / 16 && j->done.count + p.range_count > RANGES_MOST)
         return false;
     size_t before = j->done.count;
     for (uint32_t i = 0; i < p.range_count; i++) {
         memcpy(&one, at + i * sizeof one, sizeof one);
-        if (!ranges_append(&j->done, one.begin, one.end)) {
+        if (!row_set_append(&j->done, one.begin, one.end)) {
             j->done.count = before;
             return false;
         }
@@ -255,7 +255,7 @@ static dpi_status read_all(journal *j, dpi_error *error)
     if (length == MAGIC_BYTES && memcmp(start, MAGIC, MAGIC_BYTES) == 0)
         while (read_record(j, bytes))
             ;
-    ranges_settle(&j->done);
+    row_set_settle(&j->done);
     j->damaged = j->number == 0;
     return DPI_OK;
 }
@@ -290,7 +290,7 @@ void journal_close(journal *j)
         return;
     if (j->fd >= 0)
         close(j->fd);
-    ranges_free(&j->done);
+    row_set_free(&j->done);
     free(j->facts);
     free(j->path);
     free(j);
@@ -299,7 +299,7 @@ void journal_close(journal *j)
 const char *journal_path(const journal *j) { return j->path; }
 const journal_begin *journal_begun(const journal *j) { return j->number ? &j->begin : NULL; }
 bool journal_damaged(const journal *j) { return j->damaged; }
-const ranges *journal_done(const journal *j) { return &j->done; }
+const row_set *journal_done(const journal *j) { return &j->done; }
 uint64_t journal_text_bytes(const journal *j, size_t i) { return i < PORT_MAX ? j->text[i] : 0; }
 bool journal_is_written(const journal *j) { return j->written; }
 
@@ -374,7 +374,7 @@ dpi_status journal_go_on(journal *j, dpi_error *error)
     return sync_data(j, error);
 }
 
-dpi_status journal_add(journal *j, const ranges *finished, const uint64_t *text, size_t count, dpi_error *error)
+dpi_status journal_add(journal *j, const row_set *finished, const uint64_t *text, size_t count, dpi_error *error)
 {
     progress_payload p = {.range_count = (uint32_t)finished->count, .text_count = (uint32_t)count};
     size_t range_bytes = finished->count * sizeof(row_range), bytes = range_bytes + count * sizeof *text;

@@ -5,12 +5,11 @@
  * A file of records, only ever appended to. Each carries a hash over itself and the hash of the record before it, so
  * that what a crash has torn, an older journal has left or somebody has changed ends the journal there: nothing behind
  * the first bad byte is believed, and going on cuts it off. The order of writes is the promise: data synced, then the
- * record, then its sync.
+ * record, then its sync. Behind the line "dpinfer journal":
  *
- *     "dpinfer journal\n"
- *     begin     run (16 random bytes, the same in the journals of all sinks of one run), inode of NAME.part, rows,
- * facts progress  ranges of finished rows; the length of each text sink that holds them sealed    every row is on disk;
- * what each file looks like, so that a rename that was done is known
+ * - begin: run (16 random bytes, the same in the journals of all sinks of a run), inode of NAME.part, rows, facts;
+ * - progress: ranges of finished rows, and the length of each text sink that holds them;
+ * - sealed: every row is on disk, and what each file looks like, so that a rename that was done is known.
  *
  * Facts are what decides the result, as pairs "key\0value\0": compared before going on, told when they differ.
  */
@@ -18,7 +17,7 @@
 #define DPI_DATA_JOURNAL_H
 
 #include "base/error.h"
-#include "base/ranges.h"
+#include "base/row_set.h"
 #include "base/tensor.h"
 #include "base/text.h"
 
@@ -51,7 +50,7 @@ const char *journal_path(const journal *j);
 const journal_begin *journal_begun(const journal *j);
 bool journal_damaged(const journal *j);
 /* Finished rows, a settled set within [0, rows). */
-const ranges *journal_done(const journal *j);
+const row_set *journal_done(const journal *j);
 /* How many bytes of text sink i hold them; 0 where nothing was noted. */
 uint64_t journal_text_bytes(const journal *j, size_t i);
 /* The marks of all files of the run, NULL unless it is sealed. */
@@ -63,7 +62,7 @@ dpi_status journal_create(journal *j, const journal_begin *begin, dpi_error *err
 dpi_status journal_go_on(journal *j, dpi_error *error);
 bool journal_is_written(const journal *j); /* one of the two has been called */
 /* The data must be synced before. `text` has one length for each of `count` sinks (0 for those that are no text). */
-dpi_status journal_add(journal *j, const ranges *finished, const uint64_t *text, size_t count, dpi_error *error);
+dpi_status journal_add(journal *j, const row_set *finished, const uint64_t *text, size_t count, dpi_error *error);
 dpi_status journal_seal(journal *j, const file_mark *marks, size_t count, dpi_error *error);
 /* Removes the file, if there is one. */
 dpi_status journal_remove(journal *j, dpi_error *error);
@@ -72,8 +71,9 @@ dpi_status journal_remove(journal *j, dpi_error *error);
 void journal_fact(text_buffer *facts, const char *key, const char *format, ...) __attribute__((format(printf, 3, 4)));
 /* The value of `key`, NULL when there is none. */
 const char *journal_fact_find(const char *facts, size_t bytes, const char *key);
-/* The first fact in which the two differ, or where one lacks it (NULL value); false when they are the same. */
-bool journal_facts_differ(const char *then, size_t then_bytes, const char *now, size_t now_bytes, const char **key,
-                          const char **was, const char **is);
+/* The first fact in which the two differ, or which one lacks (NULL value); false when they are the same. `but` (may be
+ * NULL) is left out. */
+bool journal_facts_differ(const char *then, size_t then_bytes, const char *now, size_t now_bytes, const char *but,
+                          const char **key, const char **was, const char **is);
 
 #endif

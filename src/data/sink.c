@@ -1,3 +1,4 @@
+#include "base/clock.h"
 #include "base/file.h"
 #include "data/npy.h"
 #include "data/sink_kind.h"
@@ -13,6 +14,8 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#define LOCK_WAIT_NS 1000000000
+
 static bool ends_with(const char *text, const char *end)
 {
     size_t length = strlen(text), tail = strlen(end);
@@ -24,10 +27,27 @@ static bool same_file(const struct stat *a, const struct stat *b)
     return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
+/* A run that was killed holds its lock until the last of its workers is gone, a moment later. */
+static bool lock_soon(int fd)
+{
+    int64_t until = clock_now_ns() + LOCK_WAIT_NS;
+    while (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+        if (errno != EWOULDBLOCK) /* a file system without locks: go on */
+            return true;
+        if (clock_now_ns() > until)
+            return false;
+        clock_sleep_until_ns(clock_now_ns() + 10000000);
+    }
+    return true;
+}
+
 /* Opens FILE.part, into s->fd if it is a file that nobody else holds. */
 static dpi_status open_and_lock(sink *s, struct stat *opened, dpi_error *error)
 {
-    int fd = open(s->part, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+    int fd = open(s->part, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0666);
+    s->made = fd >= 0;
+    if (fd < 0 && errno == EEXIST)
+        fd = open(s->part, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
     if (fd < 0) {
         bool full = errno == ENOSPC || errno == EDQUOT || errno == EIO;
         return error_set_errno(error, full ? DPI_E_IO : DPI_E_DATA, errno, "cannot create %s", s->part);
@@ -37,7 +57,7 @@ static dpi_status open_and_lock(sink *s, struct stat *opened, dpi_error *error)
         status = error_set_errno(error, DPI_E_IO, errno, "cannot read %s", s->part);
     else if (!S_ISREG(opened->st_mode))
         status = error_set(error, DPI_E_DATA, "%s exists and is not a regular file", s->part);
-    else if (flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) /* a file system without locks: go on */
+    else if (!lock_soon(fd))
         status = error_set(error, DPI_E_DATA, "%s is being written by another run", s->part);
     if (status)
         close(fd);
@@ -46,29 +66,30 @@ static dpi_status open_and_lock(sink *s, struct stat *opened, dpi_error *error)
     return status;
 }
 
-/* Opens FILE.part for us alone. */
-static dpi_status open_part(sink *s, const sink_options *options, dpi_error *error)
+/* Opens FILE.part for us alone. A run that ends between our open and our lock has renamed or removed what we opened:
+ * emptying that would destroy its result. Only what still has the name is ours. */
+static dpi_status open_part(sink *s, dpi_error *error)
 {
     struct stat info, opened;
-    if (stat(s->spec, &info) == 0) {
-        if (!S_ISREG(info.st_mode))
-            return error_set(error, DPI_E_DATA, "%s exists and is not a regular file", s->spec);
-        if (options->no_overwrite)
-            return error_set(error, DPI_E_DATA, "%s exists already", s->spec);
-    }
-    /* A run that ends between our open and our lock has renamed or removed what we opened: emptying that would destroy
-     * its result. Only what still has the name is ours. */
+    if (stat(s->spec, &info) == 0 && !S_ISREG(info.st_mode))
+        return error_set(error, DPI_E_DATA, "%s exists and is not a regular file", s->spec);
     for (int tries = 0; tries < 100; tries++) {
         dpi_status status = open_and_lock(s, &opened, error);
         if (status)
             return status;
         if (lstat(s->part, &info) == 0 && same_file(&info, &opened))
-            return ftruncate(s->fd, 0) == 0 ? DPI_OK
-                                            : error_set_errno(error, DPI_E_IO, errno, "cannot empty %s", s->part);
+            return DPI_OK;
         close(s->fd);
         s->fd = -1;
     }
     return error_set(error, DPI_E_DATA, "%s is being written by other runs", s->part);
+}
+
+static dpi_status check_overwrite(const sink *s, dpi_error *error)
+{
+    struct stat info;
+    return s->no_overwrite && stat(s->spec, &info) == 0 ? error_set(error, DPI_E_DATA, "%s exists already", s->spec)
+                                                        : DPI_OK;
 }
 
 dpi_status sink_check_limit(const sink *s, uint64_t bytes, dpi_error *error)
@@ -106,52 +127,148 @@ static dpi_status preallocate(sink *s, uint64_t bytes, dpi_error *error)
                            (unsigned long long)bytes, s->part, room);
 }
 
-static dpi_status start_npy(sink *s, dpi_error *error)
+/* The header, its length in s->data_offset, and how long the file is with all rows. */
+static dpi_status npy_layout(sink *s, char *header, size_t size, uint64_t *file_bytes, dpi_error *error)
 {
     int64_t shape[DPI_MAX_RANK];
     memcpy(shape, s->output.shape, sizeof shape);
     shape[0] = (int64_t)s->rows;
-    char header[1024];
-    size_t bytes, length = npy_format(s->output.dtype, shape, s->output.rank, header, sizeof header);
+    size_t bytes, length = npy_format(s->output.dtype, shape, s->output.rank, header, size);
     if (!length || !shape_bytes(s->output.dtype, shape, s->output.rank, &bytes))
         return error_set(error, DPI_E_DATA, "%s cannot hold the output %s", s->spec, s->output.name);
     s->data_offset = length;
-    dpi_status status = preallocate(s, length + bytes, error);
-    return status ? status : file_write_at(s->fd, header, length, 0, s->part, error);
+    *file_bytes = length + bytes;
+    return DPI_OK;
 }
 
-dpi_status sink_create(const char *spec, const sink_options *options, sink **out, dpi_error *error)
+static dpi_status start_npy(sink *s, dpi_error *error)
+{
+    char header[1024];
+    uint64_t bytes;
+    dpi_status status = npy_layout(s, header, sizeof header, &bytes, error);
+    if (!status)
+        status = preallocate(s, bytes, error);
+    return status ? status : file_write_at(s->fd, header, s->data_offset, 0, s->part, error);
+}
+
+static dpi_status another_part(const sink *s, dpi_error *error)
+{
+    return error_set(error, DPI_E_DATA, "%s is not the file that its journal tells of; --restart begins anew", s->part);
+}
+
+static dpi_status resume_npy(sink *s, dpi_error *error)
+{
+    char header[1024], there[1024];
+    uint64_t bytes;
+    struct stat info;
+    dpi_status status = npy_layout(s, header, sizeof header, &bytes, error);
+    if (!status && (fstat(s->fd, &info) != 0 || (uint64_t)info.st_size != bytes))
+        status = another_part(s, error);
+    if (!status)
+        status = file_read_at(s->fd, there, s->data_offset, 0, s->part, error);
+    return status ? status : memcmp(header, there, s->data_offset) == 0 ? DPI_OK : another_part(s, error);
+}
+
+static dpi_status resume_csv(sink *s, uint64_t text_bytes, dpi_error *error)
+{
+    struct stat info;
+    dpi_status status = sink_csv_start(s, error);
+    if (status || !text_bytes) /* before the first flush: the header line is in the buffer, and the file is empty */
+        return status ? status : ftruncate(s->fd, 0) == 0 ? DPI_OK : another_part(s, error);
+    if (fstat(s->fd, &info) != 0 || (uint64_t)info.st_size < text_bytes || text_bytes < s->buffer.length)
+        return another_part(s, error);
+    if (ftruncate(s->fd, (off_t)text_bytes) != 0)
+        return error_set_errno(error, DPI_E_IO, errno, "cannot cut %s", s->part);
+    s->buffer.length = 0;
+    s->written = text_bytes;
+    return DPI_OK;
+}
+
+dpi_status sink_open(const char *spec, const sink_options *options, sink **out, dpi_error *error)
 {
     *out = NULL;
     sink *s = calloc(1, sizeof *s);
-    if (!s || !(s->spec = strdup(spec)) || !(s->part = text_format("%s.part", spec))) {
-        sink_close(s);
+    if (s)
+        s->fd = -1;
+    if (!s || !(s->spec = strdup(spec)) || !(s->part = text_format("%s.part", spec)) ||
+        (options->labels_path && !(s->labels_path = strdup(options->labels_path)))) {
+        sink_close(s, false);
         return error_set(error, DPI_E_SYSTEM, "out of memory");
     }
-    s->fd = -1;
     s->output = *options->output;
     s->rows = options->rows;
     s->top = options->top ? options->top : 1;
+    s->no_overwrite = options->no_overwrite;
     dpi_status status = DPI_OK;
     if (strcmp(spec, "none") == 0)
         s->kind = SINK_NONE;
     else if (ends_with(spec, ".npy") || ends_with(spec, ".csv")) {
         s->kind = ends_with(spec, ".npy") ? SINK_NPY : SINK_CSV;
-        status = open_part(s, options, error);
-        if (!status)
-            status = s->kind == SINK_NPY ? start_npy(s, error) : sink_csv_start(s, options, error);
+        status = open_part(s, error);
     } else
         status = error_set(error, DPI_E_DATA, "%s is no sink that dpinfer writes: FILE.npy, FILE.csv or none", spec);
     if (status) {
-        sink_close(s);
+        sink_close(s, false);
         return status;
     }
     *out = s;
     return DPI_OK;
 }
 
+dpi_status sink_begin(sink *s, dpi_error *error)
+{
+    if (s->kind == SINK_NONE)
+        return DPI_OK;
+    dpi_status status = check_overwrite(s, error);
+    if (status)
+        return status;
+    s->ours = true;
+    if (ftruncate(s->fd, 0) != 0)
+        return error_set_errno(error, DPI_E_IO, errno, "cannot empty %s", s->part);
+    return s->kind == SINK_NPY ? start_npy(s, error) : sink_csv_start(s, error);
+}
+
+dpi_status sink_resume(sink *s, uint64_t inode, uint64_t text_bytes, dpi_error *error)
+{
+    file_mark now;
+    if (s->kind == SINK_NONE)
+        return DPI_OK;
+    dpi_status status = check_overwrite(s, error);
+    if (status)
+        return status;
+    if (s->made || !sink_mark(s, &now) || now.inode != inode)
+        return another_part(s, error);
+    return s->kind == SINK_NPY ? resume_npy(s, error) : resume_csv(s, text_bytes, error);
+}
+
+dpi_status sink_adopt(sink *s, const file_mark *mark, dpi_error *error)
+{
+    file_mark now;
+    if (s->kind == SINK_NONE || (!s->made && sink_mark(s, &now) && file_mark_equal(&now, mark)))
+        return DPI_OK;
+    if (!s->made || !file_mark_of(-1, s->spec, &now) || !file_mark_equal(&now, mark))
+        return another_part(s, error);
+    unlink(s->part); /* made by us a moment ago */
+    s->finished = true;
+    return DPI_OK;
+}
+
+dpi_status sink_create(const char *spec, const sink_options *options, sink **out, dpi_error *error)
+{
+    dpi_status status = sink_open(spec, options, out, error);
+    if (!status)
+        status = sink_begin(*out, error);
+    if (status) {
+        sink_close(*out, false);
+        *out = NULL;
+    }
+    return status;
+}
+
 sink_kind sink_kind_of(const sink *s) { return s->kind; }
 const char *sink_spec(const sink *s) { return s->spec; }
+const char *sink_part(const sink *s) { return s->part; }
+bool sink_mark(const sink *s, file_mark *mark) { return s->fd >= 0 && file_mark_of(s->fd, NULL, mark); }
 int sink_fd(const sink *s) { return s->kind == SINK_NPY ? s->fd : -1; }
 uint64_t sink_data_offset(const sink *s) { return s->data_offset; }
 size_t sink_record_bytes(const sink *s) { return s->kind == SINK_CSV ? s->top * sizeof(sink_top) : 0; }
@@ -169,9 +286,21 @@ void sink_write_back(const sink *s)
         sync_file_range(s->fd, 0, 0, SYNC_FILE_RANGE_WRITE); /* advice: a failure shows in sink_finish */
 }
 
+dpi_status sink_sync(sink *s, uint64_t *text_bytes, dpi_error *error)
+{
+    *text_bytes = 0;
+    if (s->kind == SINK_NONE || s->finished)
+        return DPI_OK;
+    dpi_status status = s->kind == SINK_CSV ? sink_csv_flush(s, error) : DPI_OK;
+    if (!status && fdatasync(s->fd) != 0)
+        status = error_set_errno(error, DPI_E_IO, errno, "cannot write %s to disk", s->part);
+    *text_bytes = s->written;
+    return status;
+}
+
 dpi_status sink_finish(sink *s, dpi_error *error)
 {
-    if (s->kind == SINK_NONE)
+    if (s->kind == SINK_NONE || s->finished)
         return DPI_OK;
     dpi_status status = s->kind == SINK_CSV ? sink_csv_flush(s, error) : DPI_OK;
     if (status)
@@ -184,16 +313,17 @@ dpi_status sink_finish(sink *s, dpi_error *error)
     return file_sync_folder_of(s->spec, error);
 }
 
-void sink_close(sink *s)
+void sink_close(sink *s, bool keep)
 {
     if (!s)
         return;
     if (s->fd >= 0 && s->kind != SINK_NONE) {
-        if (!s->finished)
+        if (!s->finished && !keep && (s->made || s->ours))
             unlink(s->part); /* while we hold the lock: nobody else's */
         close(s->fd);
     }
     free(s->labels);
+    free(s->labels_path);
     free(s->label_text);
     text_free(&s->buffer);
     free(s->spec);

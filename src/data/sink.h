@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/tensor.h"
+#include "data/journal.h"
 
 typedef enum sink_kind {
     SINK_NONE, /* rows are dropped */
@@ -25,16 +26,28 @@ typedef struct sink_options {
     bool no_overwrite;
 } sink_options;
 
-/* Creates "FILE.npy", "FILE.csv" or "none": makes FILE.part (O_EXCL is not used: an old .part is replaced; a second
- * run on the same .part is refused by an advisory lock), writes the header, preallocates (a full disk is DPI_E_IO
- * here). A folder that does not exist or may not be written is DPI_E_DATA. */
+/* Opens "FILE.npy", "FILE.csv" or "none": takes FILE.part for this run alone (a second run is refused by an advisory
+ * lock; one whose workers are just dying is waited for) and leaves what is in it as it is. A folder that does not
+ * exist or may not be written is DPI_E_DATA. Then one of the three below. */
+dpi_status sink_open(const char *spec, const sink_options *options, sink **out, dpi_error *error);
+/* Begins anew: empties FILE.part, writes the header, preallocates (a full disk is DPI_E_IO here). */
+dpi_status sink_begin(sink *s, dpi_error *error);
+/* Goes on with what another run has left in FILE.part, which must be the file `inode` and hold what it ought to; text
+ * is cut to `text_bytes`. DPI_E_DATA when it is another file. */
+dpi_status sink_resume(sink *s, uint64_t inode, uint64_t text_bytes, dpi_error *error);
+/* Every row was on disk when another run ended, and the file looked like `mark`: whether FILE itself is that file
+ * (then the sink is finished), or FILE.part still is (then sink_finish is what is left). DPI_E_DATA: neither. */
+dpi_status sink_adopt(sink *s, const file_mark *mark, dpi_error *error);
+/* sink_open and sink_begin in one. */
 dpi_status sink_create(const char *spec, const sink_options *options, sink **out, dpi_error *error);
 
 sink_kind sink_kind_of(const sink *s);
 const char *sink_spec(const sink *s);
-int sink_fd(const sink *s);               /* SINK_NPY: what workers write to, else -1 */
-uint64_t sink_data_offset(const sink *s); /* SINK_NPY: of row 0 */
-size_t sink_record_bytes(const sink *s);  /* SINK_CSV: of one row's record, else 0 */
+const char *sink_part(const sink *s);           /* FILE.part */
+bool sink_mark(const sink *s, file_mark *mark); /* of FILE.part as it is now */
+int sink_fd(const sink *s);                     /* SINK_NPY: what workers write to, else -1 */
+uint64_t sink_data_offset(const sink *s);       /* SINK_NPY: of row 0 */
+size_t sink_record_bytes(const sink *s);        /* SINK_CSV: of one row's record, else 0 */
 
 /* Whether the open file `fd` is the one that finishing will replace: a source that would be lost. */
 bool sink_same_file(const sink *s, int fd);
@@ -56,9 +69,12 @@ dpi_status sink_write_records(sink *s, uint64_t first_row, const sink_top *recor
  * called at any time from the caller's side. */
 void sink_write_back(const sink *s);
 
-/* All rows are written: syncs, renames to the final name, syncs the folder. */
+/* What was written by now is on disk when this returns; *text_bytes is then how much text that is (0: no text). */
+dpi_status sink_sync(sink *s, uint64_t *text_bytes, dpi_error *error);
+/* All rows are written: syncs, renames to the final name, syncs the folder. Nothing where it is finished already. */
 dpi_status sink_finish(sink *s, dpi_error *error);
-/* Frees; an unfinished sink's .part is removed. NULL is fine. */
-void sink_close(sink *s);
+/* Frees. What is unfinished stays as FILE.part with `keep`, and is removed without; a FILE.part of an earlier run that
+ * was only opened stays either way. NULL is fine. */
+void sink_close(sink *s, bool keep);
 
 #endif

@@ -40,7 +40,7 @@ static dpi_status read_labels(sink *s, const char *path, size_t classes, dpi_err
     return DPI_OK;
 }
 
-dpi_status sink_csv_start(sink *s, const sink_options *options, dpi_error *error)
+dpi_status sink_csv_start(sink *s, dpi_error *error)
 {
     size_t classes = 0;
     if (s->output.rank < 1 || !shape_elements(s->output.shape, 1, s->output.rank, &classes) || classes < 1 ||
@@ -49,8 +49,8 @@ dpi_status sink_csv_start(sink *s, const sink_options *options, dpi_error *error
                          s->spec, s->output.name);
     if (s->top > classes)
         return error_set(error, DPI_E_DATA, "%s: the best %zu of %zu classes were asked for", s->spec, s->top, classes);
-    if (options->labels_path) {
-        dpi_status status = read_labels(s, options->labels_path, classes, error);
+    if (s->labels_path) {
+        dpi_status status = read_labels(s, s->labels_path, classes, error);
         if (status)
             return status;
     }
@@ -132,9 +132,11 @@ dpi_status sink_csv_flush(sink *s, dpi_error *error)
     dpi_status status = sink_check_limit(s, s->written + s->buffer.length, error);
     if (!status)
         status = file_write_at(s->fd, s->buffer.data, s->buffer.length, s->written, s->part, error);
+    if (status)
+        return status;
     s->written += s->buffer.length;
     s->buffer.length = 0;
-    return status;
+    return DPI_OK;
 }
 
 static dpi_status write_records(sink *s, uint64_t first_row, const sink_top *records, size_t rows, dpi_error *error)

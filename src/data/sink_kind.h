@@ -9,7 +9,9 @@ struct sink {
     sink_kind kind;
     char *spec, *part; /* final name and FILE.part */
     int fd;
-    bool finished;
+    bool finished, made, ours; /* made: by sink_open; ours: begun or resumed, its content is this run's */
+    bool no_overwrite;
+    char *labels_path;
     port output;
     uint64_t rows, data_offset;
     /* .csv */
@@ -22,7 +24,7 @@ struct sink {
 };
 
 /* Reads the labels and writes the header line. */
-dpi_status sink_csv_start(sink *s, const sink_options *options, dpi_error *error);
+dpi_status sink_csv_start(sink *s, dpi_error *error);
 /* Whether the file may grow to `bytes`: past RLIMIT_FSIZE the kernel would send a signal that ends the program. */
 dpi_status sink_check_limit(const sink *s, uint64_t bytes, dpi_error *error);
 /* Writes what is buffered. */

@@ -1,31 +1,13 @@
 /* dpi_run: a data set in chunks of slices; the workers read the sources and write the sinks. */
+#include "runtime/run.h"
 #include "base/clock.h"
-#include "data/sink.h"
-#include "data/source.h"
-#include "runtime/session.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#define CHUNK_SLICES     4096
-#define CHUNK_RECORDS    (1u << 20) /* rows of a chunk whose .csv records wait in memory */
-#define CHUNKS_IN_FLIGHT 3
-#define WRITE_BACK_NS    200000000
-
-typedef struct run {
-    dpi_session *s;
-    const dpi_run_options *o;
-    source *sources[PORT_MAX];
-    sink *sinks[PORT_MAX];
-    int64_t in[PORT_MAX][DPI_MAX_RANK], out[PORT_MAX][DPI_MAX_RANK];
-    size_t record_bytes[PORT_MAX];
-    uint64_t first_row, rows, chunk_rows;
-    uint32_t job;
-    bool has_csv;
-    int64_t began_ns, shown_ns, written_back_ns;
-    uint64_t *base_rows, *worker_rows; /* rows of each worker before the run, and since */
-    bool cancelled, bad_rows;
-} run;
+#define CHUNK_SLICES  4096
+#define CHUNK_RECORDS (1u << 20) /* rows of a chunk whose .csv records wait in memory */
+#define WRITE_BACK_NS 200000000
 
 /* ---- sources and sinks ------------------------------------------------------------------------------------------ */
 
@@ -128,7 +110,7 @@ static dpi_status open_sinks(run *r, dpi_error *error)
                                 .top = r->o->top,
                                 .labels_path = r->o->labels_path,
                                 .no_overwrite = r->o->no_overwrite};
-        dpi_status status = sink_create(specs[o] ? specs[o] : "none", &options, &r->sinks[o], error);
+        dpi_status status = sink_open(specs[o] ? specs[o] : "none", &options, &r->sinks[o], error);
         if (status)
             return status;
         for (size_t i = 0; i < s->sig.input_count; i++)
@@ -191,7 +173,7 @@ static void show_progress(run *r, bool last)
     if (!r->o->progress || (!last && now - r->shown_ns < 100000000))
         return;
     r->shown_ns = now;
-    uint64_t done = 0;
+    uint64_t done = r->resumed_rows;
     for (size_t w = 0; w < r->s->count; w++) {
         r->worker_rows[w] = atomic_load(&r->s->workers[w].page->rows) - r->base_rows[w];
         done += r->worker_rows[w];
@@ -201,35 +183,76 @@ static void show_progress(run *r, bool last)
                       .rows_total = r->rows,
                       .seconds = (double)(now - r->began_ns) * 1e-9,
                       .worker_rows = r->worker_rows,
-                      .worker_count = r->s->count};
+                      .worker_count = r->s->count,
+                      .rows_resumed = r->resumed_rows};
     if (r->o->progress(r->o->progress_context, &p) != 0)
         r->cancelled = true;
 }
 
-static dpi_status submit_chunk(run *r, uint64_t at, dpi_ticket *ticket, dpi_error *error)
+/* The next rows to compute, from *at on: a part of what is not done, in one chunk. */
+static bool next_chunk(const run *r, uint64_t at, run_chunk *chunk)
 {
-    uint64_t rows = r->rows - at < r->chunk_rows ? r->rows - at : r->chunk_rows;
+    row_range gap;
+    if (!row_set_next_gap(&r->todo_without, at, r->rows, &gap))
+        return false;
+    uint64_t rows = gap.end - gap.begin;
+    *chunk = (run_chunk){.at = gap.begin, .rows = rows < r->chunk_rows ? rows : r->chunk_rows, .slot = -1};
+    return true;
+}
+
+static dpi_status submit_chunk(run *r, run_chunk *to, dpi_error *error)
+{
     shard_chunk chunk = {.job = r->job,
-                         .rows = rows,
-                         .first_row = r->first_row + at,
-                         .result_row = at,
+                         .rows = to->rows,
+                         .first_row = r->first_row + to->at,
+                         .result_row = to->at,
                          .input_shapes = (const int64_t(*)[DPI_MAX_RANK])r->in,
                          .output_shapes = (const int64_t(*)[DPI_MAX_RANK])r->out,
                          .record_bytes = r->record_bytes};
-    return batch_submit_chunk(r->s, &chunk, ticket, error);
+    dpi_status status = batch_submit_chunk(r->s, &chunk, &to->ticket, error);
+    if (!status)
+        batch_where(r->s, to->ticket, &to->slot, &to->sequence);
+    return status;
 }
 
-/* Formats a finished chunk's records, in order. */
-static dpi_status write_records(run *r, dpi_ticket ticket, uint64_t at, dpi_error *error)
+/* Formats rows up to row `end` of the result, which stand in `chunk`. */
+static dpi_status format_up_to(run *r, const run_chunk *chunk, uint64_t end, dpi_error *error)
 {
-    uint64_t rows = r->rows - at < r->chunk_rows ? r->rows - at : r->chunk_rows;
+    uint64_t skip = r->formatted - chunk->at;
     dpi_status status = DPI_OK;
+    if (end <= r->formatted)
+        return DPI_OK;
     for (size_t o = 0; o < r->s->sig.output_count && !status; o++) {
-        const sink_top *records = r->record_bytes[o] ? batch_records(r->s, ticket, o) : NULL;
+        const char *records = r->record_bytes[o] ? batch_records(r->s, chunk->ticket, o) : NULL;
         if (records)
-            status = sink_write_records(r->sinks[o], r->first_row + at, records, rows, error);
+            status = sink_write_records(r->sinks[o], r->first_row + r->formatted,
+                                        (const sink_top *)(const void *)(records + skip * r->record_bytes[o]),
+                                        end - r->formatted, error);
     }
+    r->formatted = status ? r->formatted : end;
     return status;
+}
+
+static bool only_leading(void *context, uint32_t first, uint32_t end)
+{
+    *(uint32_t *)context = first == 0 ? end : 0;
+    return false;
+}
+
+static uint32_t slices_of(const run *r, const run_chunk *chunk)
+{
+    return (uint32_t)((chunk->rows + r->s->max_rows - 1) / r->s->max_rows);
+}
+
+dpi_status run_format(run *r, dpi_error *error)
+{
+    if (!r->in_flight)
+        return DPI_OK;
+    const run_chunk *chunk = &r->chunks[r->head];
+    uint32_t leading = 0;
+    batch_done_slices(r->s, chunk->slot, chunk->sequence, slices_of(r, chunk), only_leading, &leading, NULL);
+    uint64_t rows = (uint64_t)leading * r->s->max_rows;
+    return format_up_to(r, chunk, chunk->at + (rows < chunk->rows ? rows : chunk->rows), error);
 }
 
 /* Lets the disk work beside the devices. Not too often: a page that is written to again goes to disk again. */
@@ -243,58 +266,110 @@ static void write_back(run *r)
         sink_write_back(r->sinks[o]);
 }
 
-static dpi_status finish_chunk(run *r, dpi_ticket ticket, uint64_t at, dpi_error *error)
+static void cancel_chunks(run *r)
 {
-    dpi_status status;
-    while ((status = batch_wait(r->s, ticket, clock_now_ns() + 100000000, false, NULL, 0, error)) == DPI_TIMEOUT) {
+    for (size_t i = 0; i < r->in_flight; i++)
+        batch_cancel(r->s, r->chunks[(r->head + i) % CHUNKS_IN_FLIGHT].ticket, NULL);
+}
+
+static bool ignore_slices(void *context, uint32_t first, uint32_t end)
+{
+    (void)context;
+    (void)first;
+    (void)end;
+    return true;
+}
+
+/* Stopped by the caller: slices in flight are finished, and what they brought is noted while it can still be seen. */
+static dpi_status drain_chunks(run *r, dpi_error *error)
+{
+    for (size_t i = 0; i < r->in_flight; i++) {
+        const run_chunk *chunk = &r->chunks[(r->head + i) % CHUNKS_IN_FLIGHT];
+        bool terminal = chunk->slot < 0;
+        while (!terminal && !atomic_load(&r->s->failed)) {
+            cancel_chunks(r);
+            batch_done_slices(r->s, chunk->slot, chunk->sequence, slices_of(r, chunk), ignore_slices, NULL, &terminal);
+            if (!terminal)
+                clock_sleep_until_ns(clock_now_ns() + 2000000);
+        }
+    }
+    return run_record(r, true, error);
+}
+
+static dpi_status finish_chunk(run *r, dpi_error *error)
+{
+    const run_chunk *chunk = &r->chunks[r->head];
+    dpi_status status = DPI_OK, waited;
+    bool drained = false;
+    while ((waited = batch_wait(r->s, chunk->ticket, clock_now_ns() + 100000000, false, NULL, 0, error)) ==
+           DPI_TIMEOUT) {
         show_progress(r, false);
         write_back(r);
-        if (r->cancelled)
-            batch_cancel(r->s, ticket, NULL);
+        if (!status)
+            status = run_record(r, false, error);
+        if (!status && r->cancelled && !drained)
+            status = drain_chunks(r, error);
+        drained |= r->cancelled;
+        if (status || r->cancelled)
+            cancel_chunks(r);
     }
-    r->bad_rows |= status == DPI_BAD_ROWS;
-    status = status == DPI_BAD_ROWS ? DPI_OK : status;
-    if (!status && r->has_csv) {
-        status = write_records(r, ticket, at, error);
-        batch_release(r->s, ticket, NULL);
-    }
+    r->bad_rows |= waited == DPI_BAD_ROWS;
+    waited = waited == DPI_BAD_ROWS ? DPI_OK : waited;
+    if (!waited && !status && r->has_csv)
+        status = format_up_to(r, chunk, chunk->at + chunk->rows, error);
+    if (!waited && r->has_csv)
+        batch_release(r->s, chunk->ticket, NULL);
+    if (!waited && !status && !r->has_csv && r->lead >= 0)
+        status = run_note_done(r, chunk->at, chunk->at + chunk->rows, error);
+    dpi_error later;
+    if (waited)
+        run_note_chunk(r, chunk, &later);
     show_progress(r, false);
-    return status;
+    return status ? status : waited;
 }
 
 static dpi_status run_chunks(run *r, dpi_error *error)
 {
-    dpi_ticket tickets[CHUNKS_IN_FLIGHT];
-    uint64_t submitted = 0, finished = 0; /* rows */
-    size_t head = 0, count = 0;
+    uint64_t submitted = 0; /* rows before it are done or in flight */
     dpi_status status = DPI_OK;
-    while (finished < r->rows || count) {
-        while (!status && !r->cancelled && count < CHUNKS_IN_FLIGHT && submitted < r->rows) {
-            status = submit_chunk(r, submitted, &tickets[(head + count) % CHUNKS_IN_FLIGHT], error);
-            if (status)
+    bool more = true;
+    for (;;) {
+        while (!status && !r->cancelled && more && r->in_flight < CHUNKS_IN_FLIGHT) {
+            run_chunk *next = &r->chunks[(r->head + r->in_flight) % CHUNKS_IN_FLIGHT];
+            more = next_chunk(r, submitted, next);
+            if (!more || (status = submit_chunk(r, next, error)))
                 break;
-            count++;
-            submitted += r->rows - submitted < r->chunk_rows ? r->rows - submitted : r->chunk_rows;
+            r->in_flight++;
+            submitted = next->at + next->rows;
         }
-        if (!count)
+        if (!r->in_flight)
             break;
         dpi_error later;
-        dpi_status one = finish_chunk(r, tickets[head], finished, status ? &later : error);
-        head = (head + 1) % CHUNKS_IN_FLIGHT;
-        count--;
-        finished += r->chunk_rows < r->rows - finished ? r->chunk_rows : r->rows - finished;
+        dpi_status one = finish_chunk(r, status ? &later : error);
+        r->head = (r->head + 1) % CHUNKS_IN_FLIGHT;
+        r->in_flight--;
+        if (!status && !one)
+            one = run_record(r, false, error);
         if (!status && one) { /* the first failure is the story; what is still in flight is dropped */
             status = one;
-            for (size_t i = 0; i < count; i++)
-                batch_cancel(r->s, tickets[(head + i) % CHUNKS_IN_FLIGHT], NULL);
+            cancel_chunks(r);
         }
     }
-    if (!status && r->cancelled && finished < r->rows)
+    if (!status && r->cancelled && more && next_chunk(r, submitted, &r->chunks[0]))
         status = error_set(error, DPI_CANCELLED, "the run was stopped");
     return status;
 }
 
 /* ---- all of it -------------------------------------------------------------------------------------------------- */
+
+/* What was done before this run: `done` grows, and what is to do must not change under the chunks. */
+static dpi_status copy_done(run *r, dpi_error *error)
+{
+    for (size_t i = 0; i < r->done.count; i++)
+        if (!row_set_append(&r->todo_without, r->done.items[i].begin, r->done.items[i].end))
+            return error_set(error, DPI_E_SYSTEM, "out of memory");
+    return DPI_OK;
+}
 
 static dpi_status run_all(run *r, dpi_error *error)
 {
@@ -303,6 +378,8 @@ static dpi_status run_all(run *r, dpi_error *error)
         status = session_output_shapes(r->s, r->in, r->out, error);
     if (!status)
         status = open_sinks(r, error);
+    if (!status)
+        status = run_begin_sinks(r, error);
     if (status)
         return status;
     uint64_t slices =
@@ -314,15 +391,20 @@ static dpi_status run_all(run *r, dpi_error *error)
         return error_set(error, DPI_E_SYSTEM, "out of memory");
     for (size_t w = 0; w < r->s->count; w++)
         r->base_rows[w] = atomic_load(&r->s->workers[w].page->rows);
-    if (r->rows) {
-        status = tell_workers(r, error);
+    if (r->resumed_rows)
+        show_progress(r, true);
+    if (r->rows > r->resumed_rows) {
+        status = copy_done(r, error);
+        if (!status)
+            status = tell_workers(r, error);
         r->began_ns = clock_now_ns();
+        r->started |= !status;
         if (!status)
             status = run_chunks(r, error);
         session_end_job(r->s, r->job);
     }
-    for (size_t o = 0; !status && o < r->s->sig.output_count; o++)
-        status = sink_finish(r->sinks[o], error);
+    if (!status)
+        status = run_finish_sinks(r, error);
     if (!status)
         show_progress(r, true);
     if (!status && r->bad_rows)
@@ -346,16 +428,18 @@ dpi_status session_run(dpi_session *s, const dpi_run_options *options, dpi_run_r
         r->s = s;
         r->o = options;
         r->job = job;
+        r->lead = -1;
         r->began_ns = clock_now_ns();
         status = run_all(r, error);
         if (result) {
             result->rows = r->rows;
             result->seconds = (double)(clock_now_ns() - r->began_ns) * 1e-9;
+            result->resumed_rows = r->resumed_rows;
         }
-        for (size_t i = 0; i < PORT_MAX; i++) {
+        run_close_sinks(r, status, error);
+        for (size_t i = 0; i < PORT_MAX; i++)
             source_close(r->sources[i]);
-            sink_close(r->sinks[i]);
-        }
+        row_set_free(&r->todo_without);
         free(r->base_rows);
         free(r->worker_rows);
         free(r);

@@ -128,7 +128,7 @@ static void write_own(const char *name, const port *p)
     }
     if (sink_finish(s, &error))
         fail_msg("%s", error.message);
-    sink_close(s);
+    sink_close(s, false);
 }
 
 static void numpy_reads_ours(void **state)

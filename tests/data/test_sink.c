@@ -88,7 +88,7 @@ static void npy_is_whole_or_absent(void **state)
     assert_int_equal(fstat(sink_fd(s), &info), 0);
     assert_int_equal(info.st_size, sink_data_offset(s) + 1600); /* all of it is reserved */
     assert_true(info.st_blocks * 512 >= 1600);
-    sink_close(s); /* unfinished */
+    sink_close(s, false); /* unfinished */
     assert_int_equal(count_files(), 0);
     s = create(npy, &o);
     float rows[100][4];
@@ -97,7 +97,7 @@ static void npy_is_whole_or_absent(void **state)
     for (int i = 99; i >= 0; i--) /* in any order */
         assert_int_equal(pwrite(sink_fd(s), rows[i], 16, (off_t)sink_data_offset(s) + i * 16), 16);
     assert_int_equal(sink_finish(s, &error), DPI_OK);
-    sink_close(s);
+    sink_close(s, false);
     assert_int_equal(count_files(), 1);
     npy_header h;
     void *data;
@@ -108,14 +108,14 @@ static void npy_is_whole_or_absent(void **state)
     o.rows = 0;
     s = create(npy, &o); /* replaces the old one */
     assert_int_equal(sink_finish(s, &error), DPI_OK);
-    sink_close(s);
+    sink_close(s, false);
     assert_int_equal(npy_load(npy, 10000, &h, &data, &error), DPI_OK);
     assert_int_equal(h.shape[0], 0);
     free(data);
     o.no_overwrite = true;
     assert_int_equal(sink_create(npy, &o, &s, &error), DPI_E_DATA);
     assert_non_null(strstr(error.message, npy));
-    sink_close(NULL);
+    sink_close(NULL, false);
 }
 
 static void one_writer_at_a_time(void **state)
@@ -128,7 +128,7 @@ static void one_writer_at_a_time(void **state)
     assert_non_null(strstr(error.message, "another run"));
     assert_int_equal(count_files(), 1); /* the refused one took nothing away */
     assert_int_equal(sink_finish(first, &error), DPI_OK);
-    sink_close(first);
+    sink_close(first, false);
     /* An old .part of a run that was killed is replaced. */
     char part[80];
     snprintf(part, sizeof part, "%s.part", npy);
@@ -138,7 +138,7 @@ static void one_writer_at_a_time(void **state)
     fclose(f);
     sink *s = create(npy, &o);
     assert_int_equal(sink_finish(s, &error), DPI_OK);
-    sink_close(s);
+    sink_close(s, false);
     struct stat info;
     assert_int_equal(stat(npy, &info), 0);
     assert_int_equal(info.st_size, 128 + 160);
@@ -154,7 +154,7 @@ static void its_own_source_is_known(void **state)
     int nothing = open("/dev/null", O_RDONLY | O_CLOEXEC);
     assert_false(sink_same_file(s, nothing)); /* there is no file of that name yet */
     assert_int_equal(sink_finish(s, &error), DPI_OK);
-    sink_close(s);
+    sink_close(s, false);
     char link_name[128], indirect[128];
     snprintf(link_name, sizeof link_name, "%s/hard.npy", folder);
     snprintf(indirect, sizeof indirect, "%s/../%s/y.npy", folder, strrchr(folder, '/') + 1);
@@ -166,11 +166,11 @@ static void its_own_source_is_known(void **state)
         assert_true(sink_same_file(s, fd));
         assert_false(sink_same_file(s, nothing));
         assert_false(sink_same_file(s, -1));
-        sink_close(s);
+        sink_close(s, false);
     }
     s = create(csv, &o);
     assert_false(sink_same_file(s, fd));
-    sink_close(s);
+    sink_close(s, false);
     close(fd);
     close(nothing);
 }
@@ -204,7 +204,7 @@ static void bad_specs(void **state)
     assert_int_equal(sink_kind_of(s), SINK_NONE);
     assert_int_equal(sink_fd(s), -1);
     assert_int_equal(sink_finish(s, &error), DPI_OK);
-    sink_close(s);
+    sink_close(s, false);
 }
 
 /* ---- csv -------------------------------------------------------------------------------------------------------- */
@@ -275,7 +275,7 @@ static void csv_text(void **state)
         assert_int_equal(sink_write_records(s, 10, records, 1, &error), DPI_OK);
         assert_int_equal(sink_write_records(s, 11, records + 2, 1, &error), DPI_OK);
         assert_int_equal(sink_finish(s, &error), DPI_OK);
-        sink_close(s);
+        sink_close(s, false);
         char *text = text_of(csv);
         assert_string_equal(text, with ? "row,class1,score1,class2,score2\n10,\"two, \"\"quoted\"\"\",0.1,zero,-1e-20\n"
                                          "11,three,16777216,one,inf\n"
@@ -298,7 +298,7 @@ static void many_csv_rows(void **state)
     for (size_t at = 0; at < ROWS; at += 10000)
         assert_int_equal(sink_write_records(s, at, records + at, 10000, &error), DPI_OK);
     assert_int_equal(sink_finish(s, &error), DPI_OK);
-    sink_close(s);
+    sink_close(s, false);
     char *text = text_of(csv);
     const char *at = strchr(text, '\n') + 1;
     for (uint32_t i = 0; i < ROWS; i++) {
@@ -327,7 +327,7 @@ static void hostile_records(void **state)
     sink_top record = {.class_index = UINT32_MAX, .value = -(float)NAN};
     assert_int_equal(sink_write_records(s, 0, &record, 1, &error), DPI_OK);
     assert_int_equal(sink_finish(s, &error), DPI_OK);
-    sink_close(s);
+    sink_close(s, false);
     char *text = text_of(csv);
     assert_string_equal(text, "row,class,score\n0,4294967295,nan\n");
     free(text);

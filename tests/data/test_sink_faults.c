@@ -122,7 +122,7 @@ static void finish(sink *s)
     dpi_error error;
     if (sink_finish(s, &error))
         fail_msg("%s", error.message);
-    sink_close(s);
+    sink_close(s, false);
 }
 
 /* Writes CSV records until it fails or `bytes` are through. */
@@ -180,12 +180,12 @@ static int on_a_tiny_disk(void)
     CHECK(sink_create(csv, &o, &s, &error) == DPI_OK);
     CHECK(write_much_csv(s, 4 << 20, &error) == DPI_E_IO);
     CHECK(strstr(error.message, csv) && strstr(error.message, strerror(ENOSPC)));
-    sink_close(s);
+    sink_close(s, false);
     CHECK(count_files() == 0);
     o.rows = 1000; /* the disk is free again */
     CHECK(sink_create(npy, &o, &s, &error) == DPI_OK);
     CHECK(sink_finish(s, &error) == DPI_OK);
-    sink_close(s);
+    sink_close(s, false);
     CHECK(count_files() == 1);
     return 0;
 }
@@ -204,11 +204,11 @@ static int under_a_size_limit(void)
     CHECK(sink_create(csv, &o, &s, &error) == DPI_OK);
     CHECK(write_much_csv(s, 4 << 20, &error) == DPI_E_IO);
     CHECK(strstr(error.message, csv) && strstr(error.message, "100000"));
-    sink_close(s);
+    sink_close(s, false);
     CHECK(count_files() == 0);
     o.rows = 6242; /* 128 + 6242 * 16 = 100000 bytes: just what is allowed */
     CHECK(sink_create(npy, &o, &s, &error) == DPI_OK);
-    sink_close(s);
+    sink_close(s, false);
     o.rows++;
     CHECK(sink_create(npy, &o, &s, &error) == DPI_E_IO);
     return 0;
@@ -266,7 +266,7 @@ static void what_did_not_reach_the_disk_is_absent(void **state)
         fsync_error = EIO;
         assert_int_equal(sink_finish(s, &error), DPI_E_IO);
         assert_non_null(strstr(error.message, strerror(EIO)));
-        sink_close(s);
+        sink_close(s, false);
         assert_int_equal(count_files(), 0);
         fsync_error = 0;
     }
@@ -319,10 +319,10 @@ static void other_finishes(void)
 {
     dpi_error error;
     assert_int_equal(sink_finish(other, &error), DPI_OK);
-    sink_close(other);
+    sink_close(other, false);
 }
 
-static void other_gives_up(void) { sink_close(other); }
+static void other_gives_up(void) { sink_close(other, false); }
 
 /* Between our opening of FILE.part and our lock on it, the run that held it ends: what we hold is its result by then,
  * or a file without a name. */

@@ -1,8 +1,8 @@
-#include "base/ranges.h"
+#include "base/row_set.h"
 
 #include <stdlib.h>
 
-bool ranges_append(ranges *r, uint64_t begin, uint64_t end)
+bool row_set_append(row_set *r, uint64_t begin, uint64_t end)
 {
     if (begin >= end)
         return true;
@@ -28,7 +28,7 @@ static int by_begin(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-void ranges_settle(ranges *r)
+void row_set_settle(row_set *r)
 {
     if (r->count < 2)
         return;
@@ -43,7 +43,7 @@ void ranges_settle(ranges *r)
     r->count = last + 1;
 }
 
-uint64_t ranges_rows(const ranges *r)
+uint64_t row_set_rows(const row_set *r)
 {
     uint64_t rows = 0;
     for (size_t i = 0; i < r->count; i++)
@@ -51,7 +51,7 @@ uint64_t ranges_rows(const ranges *r)
     return rows;
 }
 
-bool ranges_next_gap(const ranges *r, uint64_t at, uint64_t limit, row_range *gap)
+bool row_set_next_gap(const row_set *r, uint64_t at, uint64_t limit, row_range *gap)
 {
     size_t low = 0, high = r->count; /* the first range that ends behind `at` */
     while (low < high) {
@@ -67,8 +67,8 @@ bool ranges_next_gap(const ranges *r, uint64_t at, uint64_t limit, row_range *ga
     return at < limit;
 }
 
-void ranges_free(ranges *r)
+void row_set_free(row_set *r)
 {
     free(r->items);
-    *r = (ranges){0};
+    *r = (row_set){0};
 }

@@ -1,0 +1,423 @@
+/* What makes a run resumable: what decides its result, which rows are on disk, and how it ends. */
+#include "base/clock.h"
+#include "runtime/run.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#define RECORD_MS    1000
+#define RECORD_SHARE 5 /* of the time at most one part in so many goes into records */
+
+static bool has_file(const run *r, size_t o) { return r->sinks[o] && sink_kind_of(r->sinks[o]) != SINK_NONE; }
+
+/* ---- facts ------------------------------------------------------------------------------------------------------ */
+
+static void add_file_fact(run *r, const char *key, int fd, const char *path)
+{
+    char place[PATH_MAX];
+    file_mark mark = {0};
+    file_mark_of(fd, path, &mark);
+    journal_fact(&r->facts, key, "%s (%llu bytes, inode %llu, changed at %lld.%09lld)",
+                 realpath(path, place) ? place : path, (unsigned long long)mark.bytes, (unsigned long long)mark.inode,
+                 (long long)mark.changed_s, (long long)mark.changed_ns);
+}
+
+static void add_engine_facts(run *r)
+{
+    const dpi_session *s = r->s;
+    static const char *const precisions[] = {"model", "fp32", "tf32", "fp16", "bf16"};
+    const worker_setup *setup = &s->setups[0];
+    text_buffer all = {0};
+    for (size_t w = 0; w < s->count; w++) { /* each once, in order: the number of devices decides nothing */
+        const char *least = NULL;
+        for (size_t i = 0; i < s->count; i++) {
+            const char *one = s->workers[i].report.fingerprint;
+            if ((!all.data || strcmp(one, all.data + all.length - strlen(one)) > 0) &&
+                (!least || strcmp(one, least) < 0))
+                least = one;
+        }
+        if (!least)
+            break;
+        text_add(&all, "%s%s", w ? " " : "", least);
+    }
+    if (setup->model_path)
+        add_file_fact(r, "the model", -1, setup->model_path);
+    journal_fact(&r->facts, "the precision (--precision)", "%s", precisions[setup->precision]);
+    journal_fact(&r->facts, "the backend", "%s %s", s->backend->name, s->workers[0].report.version);
+    journal_fact(&r->facts, "the engine", "fingerprint %s", all.data ? all.data : "");
+    r->facts.failed |= all.failed;
+    text_free(&all);
+    if (setup->batch_auto && !s->fixed_rows)
+        journal_fact(&r->facts, "the batch (--batch)", "auto");
+    else
+        journal_fact(&r->facts, "the batch (--batch)", "%zu", s->max_rows);
+    for (size_t i = 0; i < setup->broadcast_count; i++) {
+        const broadcast_input *b = &setup->broadcast[i];
+        size_t bytes = 0;
+        char hex[HASH_HEX_SIZE], key[PORT_NAME_SIZE + 40];
+        shape_bytes(b->dtype, b->shape, b->rank, &bytes);
+        hash_to_hex(hash_of(arena_at(s->inputs, b->offset), bytes), hex);
+        snprintf(key, sizeof key, "the broadcast input %s", b->name);
+        journal_fact(&r->facts, key, "%s", hex);
+    }
+}
+
+static void add_sink_fact(run *r, size_t o)
+{
+    char key[PORT_NAME_SIZE + 40], folder[PATH_MAX], shape[SHAPE_TEXT_SIZE];
+    const char *spec = r->sinks[o] ? sink_spec(r->sinks[o]) : "none", *slash = strrchr(spec, '/');
+    char *copy = slash ? strndup(spec, slash == spec ? 1 : (size_t)(slash - spec)) : strdup(".");
+    const char *place = copy && has_file(r, o) && realpath(copy, folder) ? folder : "";
+    free(copy);
+    snprintf(key, sizeof key, "the output %s", r->s->sig.outputs[o].name);
+    journal_fact(&r->facts, key, "%s%s%s, %s %s", place, *place ? "/" : "", slash && *place ? slash + 1 : spec,
+                 dpi_dtype_name(r->s->sig.outputs[o].dtype),
+                 shape_text(r->out[o] + 1, r->s->sig.outputs[o].rank ? r->s->sig.outputs[o].rank - 1 : 0, shape));
+}
+
+static dpi_status gather_facts(run *r, dpi_error *error)
+{
+    char key[PORT_NAME_SIZE + 40];
+    journal_fact(&r->facts, "dpinfer's version", "%s", dpi_version());
+    add_engine_facts(r);
+    for (size_t i = 0; i < r->s->sig.input_count; i++) {
+        if (!r->sources[i])
+            continue;
+        snprintf(key, sizeof key, "the source of %s", r->s->sig.inputs[i].name);
+        if (source_fd(r->sources[i]) >= 0)
+            add_file_fact(r, key, source_fd(r->sources[i]), source_spec(r->sources[i]));
+        else
+            journal_fact(&r->facts, key, "%s", source_spec(r->sources[i]));
+    }
+    journal_fact(&r->facts, "the range of rows (--rows)", "%llu:%llu", (unsigned long long)r->first_row,
+                 (unsigned long long)(r->first_row + r->rows));
+    for (size_t o = 0; o < r->s->sig.output_count; o++)
+        add_sink_fact(r, o);
+    if (r->has_csv)
+        journal_fact(&r->facts, "the number of classes (--top)", "%zu", r->o->top ? r->o->top : 1);
+    if (r->has_csv && r->o->labels_path)
+        add_file_fact(r, "the labels (--labels)", -1, r->o->labels_path);
+    return r->facts.failed ? error_set(error, DPI_E_SYSTEM, "out of memory") : DPI_OK;
+}
+
+/* The model's file decides nothing by itself, its content does, which the fingerprint holds: it only explains. */
+static dpi_status compare(const run *r, size_t o, dpi_error *error)
+{
+    const journal_begin *then = journal_begun(r->journals[o]);
+    const char *key, *was, *is, *model = "the model", *engine = "the engine";
+    const char *old_engine = journal_fact_find(then->facts, then->facts_bytes, engine);
+    const char *new_engine = journal_fact_find(r->facts.data, r->facts.length, engine);
+    const char *old_model = journal_fact_find(then->facts, then->facts_bytes, model);
+    const char *new_model = journal_fact_find(r->facts.data, r->facts.length, model);
+    bool same_engine = old_engine && strcmp(old_engine, new_engine) == 0;
+    if (!same_engine && old_model && new_model && strcmp(old_model, new_model) != 0) {
+        key = model;
+        was = old_model;
+        is = new_model;
+    } else if (!journal_facts_differ(then->facts, then->facts_bytes, r->facts.data, r->facts.length,
+                                     same_engine ? model : NULL, &key, &was, &is))
+        return then->rows == r->rows
+                   ? DPI_OK
+                   : error_set(error, DPI_E_DATA, "%s tells of another number of rows; --restart begins anew",
+                               journal_path(r->journals[o]));
+    return error_set(
+        error, DPI_E_DATA,
+        "%s has finished rows of an earlier run, and %s has changed since: it was %.200s and is %.200s; go "
+        "back to that, or begin anew with --restart",
+        sink_part(r->sinks[o]), key, was ? was : "absent", is ? is : "absent");
+}
+
+/* ---- beginning -------------------------------------------------------------------------------------------------- */
+
+static dpi_status open_journals(run *r, dpi_error *error)
+{
+    for (size_t o = 0; o < r->s->sig.output_count; o++) {
+        if (!has_file(r, o))
+            continue;
+        char *path = text_format("%s.journal", sink_spec(r->sinks[o]));
+        dpi_status status =
+            path ? journal_open(path, &r->journals[o], error) : error_set(error, DPI_E_SYSTEM, "out of memory");
+        free(path);
+        if (status)
+            return status;
+        if (r->lead < 0)
+            r->lead = (int)o;
+    }
+    return DPI_OK;
+}
+
+/* Whether the journals together tell of one earlier run that this one can go on with. */
+static dpi_status can_go_on(const run *r, bool *yes, dpi_error *error)
+{
+    *yes = r->lead >= 0 && journal_begun(r->journals[r->lead]);
+    const journal_begin *lead = *yes ? journal_begun(r->journals[r->lead]) : NULL;
+    size_t count;
+    bool is_sealed = *yes && journal_sealed(r->journals[r->lead], &count);
+    for (size_t o = 0; o < r->s->sig.output_count; o++) {
+        const journal_begin *one = r->journals[o] ? journal_begun(r->journals[o]) : NULL;
+        if (r->journals[o] && journal_damaged(r->journals[o]))
+            log_warning(&r->s->log, "%s is damaged from its beginning on: the run begins anew",
+                        journal_path(r->journals[o]));
+        if (one) {
+            dpi_status status = compare(r, o, error);
+            if (status)
+                return status;
+        }
+        if (lead && r->journals[o] && !is_sealed) /* once sealed, the others may be gone */
+            *yes = *yes && one && memcmp(one->run, lead->run, sizeof lead->run) == 0;
+    }
+    return DPI_OK;
+}
+
+static dpi_status adopt_all(run *r, const file_mark *marks, size_t count, dpi_error *error)
+{
+    size_t at = 0;
+    dpi_status status = DPI_OK;
+    for (size_t o = 0; o < r->s->sig.output_count && !status; o++)
+        if (has_file(r, o))
+            status = at < count ? sink_adopt(r->sinks[o], &marks[at++], error)
+                                : error_set(error, DPI_E_DATA, "%s tells of fewer files; --restart begins anew",
+                                            journal_path(r->journals[r->lead]));
+    r->sealed = !status;
+    r->resumed_rows = status ? 0 : r->rows;
+    return status;
+}
+
+static dpi_status go_on(run *r, dpi_error *error)
+{
+    journal *lead = r->journals[r->lead];
+    size_t count;
+    const file_mark *marks = journal_sealed(lead, &count);
+    dpi_status status = DPI_OK;
+    if (marks)
+        return adopt_all(r, marks, count, error);
+    const row_set *done = journal_done(lead);
+    /* Text is written in order: what stands in it is the first range. */
+    if (r->has_csv && (done->count > 1 || (done->count == 1 && done->items[0].begin != 0)))
+        return error_set(error, DPI_E_DATA, "%s does not fit a .csv file; --restart begins anew", journal_path(lead));
+    for (size_t i = 0; i < done->count; i++)
+        if (!row_set_append(&r->done, done->items[i].begin, done->items[i].end))
+            return error_set(error, DPI_E_SYSTEM, "out of memory");
+    for (size_t o = 0; o < r->s->sig.output_count && !status; o++)
+        if (has_file(r, o))
+            status =
+                sink_resume(r->sinks[o], journal_begun(r->journals[o])->part_inode, journal_text_bytes(lead, o), error);
+    for (size_t o = 0; o < r->s->sig.output_count && !status; o++)
+        if (r->journals[o])
+            status = journal_go_on(r->journals[o], error);
+    r->resumed_rows = row_set_rows(&r->done);
+    r->formatted = r->has_csv ? r->resumed_rows : 0;
+    r->started = r->resumed_rows > 0;
+    return status;
+}
+
+static dpi_status begin_anew(run *r, dpi_error *error)
+{
+    dpi_status status = DPI_OK;
+    /* A journal must be gone, on disk too, before what it tells of is emptied. */
+    for (size_t o = 0; o < r->s->sig.output_count && !status; o++)
+        if (r->journals[o])
+            status = journal_remove(r->journals[o], error);
+    for (size_t o = 0; o < r->s->sig.output_count && !status; o++)
+        status = sink_begin(r->sinks[o], error);
+    if (!status && getrandom(r->id, sizeof r->id, 0) != sizeof r->id)
+        status = error_set_errno(error, DPI_E_SYSTEM, errno, "cannot draw a random number");
+    return status;
+}
+
+dpi_status run_begin_sinks(run *r, dpi_error *error)
+{
+    bool resume = false;
+    dpi_status status = open_journals(r, error);
+    if (!status)
+        status = gather_facts(r, error);
+    for (size_t o = 0; r->o->no_journal && !r->o->restart && !status && o < r->s->sig.output_count; o++)
+        if (r->journals[o] && journal_begun(r->journals[o]))
+            status =
+                error_set(error, DPI_E_ARGUMENT,
+                          "%s has finished rows of an earlier run: leave --no-journal out to go on with them, or begin "
+                          "anew with --restart",
+                          sink_part(r->sinks[o]));
+    if (!status && !r->o->restart)
+        status = can_go_on(r, &resume, error);
+    if (!status)
+        status = resume ? go_on(r, error) : begin_anew(r, error);
+    if (r->o->no_journal)
+        r->lead = -1;
+    r->recorded_ns = clock_now_ns();
+    return status;
+}
+
+/* ---- recording -------------------------------------------------------------------------------------------------- */
+
+dpi_status run_note_done(run *r, uint64_t begin, uint64_t end, dpi_error *error)
+{
+    return row_set_append(&r->fresh, begin, end) ? DPI_OK : error_set(error, DPI_E_SYSTEM, "out of memory");
+}
+
+typedef struct look {
+    run *r;
+    const run_chunk *chunk;
+    bool failed;
+} look;
+
+static bool note_slices(void *context, uint32_t first, uint32_t end)
+{
+    look *l = context;
+    uint64_t from = (uint64_t)first * l->r->s->max_rows, to = (uint64_t)end * l->r->s->max_rows;
+    to = to < l->chunk->rows ? to : l->chunk->rows;
+    l->failed |= from < to && !row_set_append(&l->r->fresh, l->chunk->at + from, l->chunk->at + to);
+    return !l->failed;
+}
+
+dpi_status run_note_chunk(run *r, const run_chunk *chunk, dpi_error *error)
+{
+    look l = {.r = r, .chunk = chunk};
+    uint64_t slices = (chunk->rows + r->s->max_rows - 1) / r->s->max_rows;
+    if (r->lead >= 0 && !r->has_csv)
+        batch_done_slices(r->s, chunk->slot, chunk->sequence, (uint32_t)slices, note_slices, &l, NULL);
+    return l.failed ? error_set(error, DPI_E_SYSTEM, "out of memory") : DPI_OK;
+}
+
+static dpi_status note_chunks(run *r, dpi_error *error)
+{
+    dpi_status status = DPI_OK;
+    for (size_t i = 0; i < r->in_flight && !status; i++)
+        status = run_note_chunk(r, &r->chunks[(r->head + i) % CHUNKS_IN_FLIGHT], error);
+    return status;
+}
+
+static dpi_status create_journals(run *r, dpi_error *error)
+{
+    dpi_status status = DPI_OK;
+    for (size_t o = r->s->sig.output_count; o-- > 0 && !status;) { /* the one with the records last */
+        file_mark mark;
+        if (!r->journals[o] || journal_is_written(r->journals[o]))
+            continue;
+        if (!sink_mark(r->sinks[o], &mark))
+            return error_set_errno(error, DPI_E_IO, errno, "cannot read %s", sink_part(r->sinks[o]));
+        journal_begin begin = {
+            .part_inode = mark.inode, .rows = r->rows, .facts = r->facts.data, .facts_bytes = r->facts.length};
+        memcpy(begin.run, r->id, sizeof begin.run);
+        status = journal_create(r->journals[o], &begin, error);
+    }
+    return status;
+}
+
+static dpi_status record(run *r, dpi_error *error)
+{
+    uint64_t text[PORT_MAX] = {0};
+    dpi_status status = DPI_OK;
+    if (r->has_csv) {
+        r->fresh.count = 0;
+        status = run_format(r, error);
+        if (!status)
+            status = run_note_done(r, 0, r->formatted, error);
+    } else
+        status = note_chunks(r, error);
+    if (status)
+        return status;
+    uint64_t before = row_set_rows(&r->done);
+    for (size_t i = 0; i < r->fresh.count; i++)
+        if (!row_set_append(&r->done, r->fresh.items[i].begin, r->fresh.items[i].end))
+            return error_set(error, DPI_E_SYSTEM, "out of memory");
+    row_set_settle(&r->done);
+    row_set_settle(&r->fresh);
+    if (row_set_rows(&r->done) == before)
+        return DPI_OK;
+    for (size_t o = 0; o < r->s->sig.output_count && !status; o++)
+        status = sink_sync(r->sinks[o], &text[o], error);
+    if (!status)
+        status = create_journals(r, error);
+    if (!status)
+        status = journal_add(r->journals[r->lead], &r->fresh, text, r->s->sig.output_count, error);
+    r->fresh.count = 0;
+    return status;
+}
+
+dpi_status run_record(run *r, bool now, dpi_error *error)
+{
+    int64_t began = clock_now_ns();
+    int64_t pause = (int64_t)(r->o->journal_interval_ms ? r->o->journal_interval_ms : RECORD_MS) * 1000000;
+    pause = pause > RECORD_SHARE * r->record_took_ns ? pause : RECORD_SHARE * r->record_took_ns;
+    if (r->lead < 0 || (!now && began - r->recorded_ns < pause))
+        return DPI_OK;
+    dpi_status status = record(r, error);
+    r->recorded_ns = clock_now_ns();
+    r->record_took_ns = r->recorded_ns - began;
+    return status;
+}
+
+/* ---- the end ---------------------------------------------------------------------------------------------------- */
+
+static dpi_status seal(run *r, dpi_error *error)
+{
+    file_mark marks[PORT_MAX];
+    size_t count = 0;
+    uint64_t text;
+    dpi_status status = DPI_OK;
+    for (size_t o = 0; o < r->s->sig.output_count && !status; o++)
+        status = sink_sync(r->sinks[o], &text, error);
+    if (!status)
+        status = create_journals(r, error);
+    for (size_t o = 0; o < r->s->sig.output_count && !status; o++)
+        if (has_file(r, o) && !sink_mark(r->sinks[o], &marks[count++]))
+            status = error_set_errno(error, DPI_E_IO, errno, "cannot read %s", sink_part(r->sinks[o]));
+    return status ? status : journal_seal(r->journals[r->lead], marks, count, error);
+}
+
+dpi_status run_finish_sinks(run *r, dpi_error *error)
+{
+    size_t files = 0;
+    dpi_status status = DPI_OK;
+    for (size_t o = 0; o < r->s->sig.output_count; o++)
+        files += has_file(r, o);
+    bool kept = r->lead >= 0 && (journal_is_written(r->journals[r->lead]) || files > 1);
+    if (kept && !r->sealed)
+        status = seal(r, error);
+    r->sealed |= kept && !status;
+    for (size_t o = 0; o < r->s->sig.output_count && !status; o++)
+        status = sink_finish(r->sinks[o], error);
+    for (size_t o = r->s->sig.output_count; o-- > 0 && !status;) /* the one that tells of all files last */
+        if (r->journals[o])
+            status = journal_remove(r->journals[o], error);
+    return status;
+}
+
+/* A source that was changed meanwhile makes what is finished worthless: the same command would refuse it. */
+static bool facts_still_hold(run *r)
+{
+    text_buffer before = r->facts;
+    const char *key, *was, *is;
+    r->facts = (text_buffer){0};
+    bool same = gather_facts(r, NULL) == DPI_OK && !journal_facts_differ(before.data, before.length, r->facts.data,
+                                                                         r->facts.length, NULL, &key, &was, &is);
+    text_free(&r->facts);
+    r->facts = before;
+    return same;
+}
+
+void run_close_sinks(run *r, dpi_status status, dpi_error *error)
+{
+    bool keep = status && r->lead >= 0 && r->started && facts_still_hold(r);
+    dpi_error story = *error, unused;
+    if (keep && !r->sealed)
+        run_record(r, true, &unused); /* where it fails, what was recorded before still holds */
+    keep = keep && journal_is_written(r->journals[r->lead]);
+    if (keep)
+        error_set(error, status, "%.700s; %llu of %llu rows are kept, the same command goes on with them",
+                  story.message, (unsigned long long)row_set_rows(&r->done), (unsigned long long)r->rows);
+    for (size_t o = 0; o < PORT_MAX; o++) {
+        if (r->journals[o] && status && !keep && journal_is_written(r->journals[o]))
+            journal_remove(r->journals[o], NULL);
+        sink_close(r->sinks[o], keep);
+        journal_close(r->journals[o]);
+    }
+    text_free(&r->facts);
+    row_set_free(&r->done);
+    row_set_free(&r->fresh);
+}
