@@ -48,13 +48,13 @@ static void add_engine_facts(run *r)
         add_file_fact(r, "the model", -1, setup->model_path);
     journal_fact(&r->facts, "the precision (--precision)", "%s", precisions[setup->precision]);
     journal_fact(&r->facts, "the backend", "%s %s", s->backend->name, s->workers[0].report.version);
-    journal_fact(&r->facts, "the engine", "fingerprint %s", all.data ? all.data : "");
-    r->facts.failed |= all.failed;
-    text_free(&all);
     if (setup->batch_auto && !s->fixed_rows)
         journal_fact(&r->facts, "the batch (--batch)", "auto");
     else
         journal_fact(&r->facts, "the batch (--batch)", "%zu", s->max_rows);
+    journal_fact(&r->facts, "the engine", "fingerprint %s", all.data ? all.data : "");
+    r->facts.failed |= all.failed;
+    text_free(&all);
     for (size_t i = 0; i < setup->broadcast_count; i++) {
         const broadcast_input *b = &setup->broadcast[i];
         size_t bytes = 0;
