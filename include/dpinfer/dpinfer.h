@@ -238,6 +238,12 @@ typedef struct dpi_options {
     uint32_t max_deaths; /* of a device in a row, not explained by a bad row, until it is given up; 0: 5 */
     dpi_event_fn event;
     void *event_context;
+
+    /* Worker processes have the least that they need: see "What a worker may do" in docs/architecture.md. */
+    bool no_sandbox;              /* leave out Landlock and seccomp */
+    bool core_dumps;              /* keep the caller's limit on core files, which hold rows and weights; else none */
+    uint64_t worker_memory_bytes; /* each worker's own memory (heap, stacks; not arenas and mapped files); beyond it
+                                     the engine fails or the worker dies; 0: no limit */
 } dpi_options;
 
 #ifdef __cplusplus

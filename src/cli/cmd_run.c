@@ -39,6 +39,8 @@ static const char help[] =
     "    --deterministic           refuse devices that are not bit-identical\n"
     "    --slice-timeout S, --compile-timeout S    when a worker counts as hanging\n"
     "    --cache-dir DIR, --no-cache               the engine cache\n"
+    "    --worker-memory SIZE      most memory of each worker's own, as 4GiB\n"
+    "    --no-sandbox, --core-dumps                workers are confined and leave no core files; these say otherwise\n"
     "    --arena-max SIZE, --isolation process|thread, --wait auto|block|yield|spin\n"
     "Output\n"
     "    --json[=FILE], --dry-run (opens and checks everything, computes nothing), -v, -q\n";

@@ -28,6 +28,9 @@ enum {
     OPT_BACKEND_OPTION,
     OPT_SHAPE,
     OPT_WORKER,
+    OPT_NO_SANDBOX,
+    OPT_CORE_DUMPS,
+    OPT_WORKER_MEMORY,
     OPT_CACHE_DIR,
     OPT_NO_CACHE,
     OPT_COMPILE_TIMEOUT,
@@ -71,6 +74,9 @@ static const struct option table[] = {
     {"backend-option", 1, NULL, OPT_BACKEND_OPTION},
     {"shape", 1, NULL, OPT_SHAPE},
     {"worker", 1, NULL, OPT_WORKER},
+    {"no-sandbox", 0, NULL, OPT_NO_SANDBOX},
+    {"core-dumps", 0, NULL, OPT_CORE_DUMPS},
+    {"worker-memory", 1, NULL, OPT_WORKER_MEMORY},
     {"cache-dir", 1, NULL, OPT_CACHE_DIR},
     {"no-cache", 0, NULL, OPT_NO_CACHE},
     {"compile-timeout", 1, NULL, OPT_COMPILE_TIMEOUT},
@@ -143,17 +149,20 @@ static dpi_status take_size_list(const char *flag, const char *text, size_t *lis
     }
 }
 
-/* "64", "4K", "2G" */
+/* "64", "4K", "2G", "2GiB" */
 static dpi_status take_bytes(const char *flag, const char *text, uint64_t *value, dpi_error *error)
 {
     char number[32];
     size_t length = strlen(text);
     uint64_t shift = 0;
-    if (length && strchr("KMGT", text[length - 1])) {
-        shift = 10 * (uint64_t)(strchr("KMGT", text[length - 1]) - "KMGT" + 1);
+    bool spelt_out = length > 3 && strcmp(text + length - 2, "iB") == 0;
+    length -= spelt_out ? 2 : 0;
+    const char *unit = length ? strchr("KMGT", text[length - 1]) : NULL;
+    if (unit) {
+        shift = 10 * (uint64_t)(*unit == 'K' ? 1 : *unit == 'M' ? 2 : *unit == 'G' ? 3 : 4);
         length--;
     }
-    if (length >= sizeof number)
+    if (length >= sizeof number || (spelt_out && !unit))
         return bad_value(flag, "a size such as 8G", text, error);
     memcpy(number, text, length);
     number[length] = 0;
@@ -264,6 +273,9 @@ static bool take_open_option(cli_options *o, int option, const char *value, dpi_
     case OPT_LIBRARY: open->library = value; break;
     case OPT_PROVIDER: open->provider = value; break;
     case OPT_WORKER: open->worker_path = value; break;
+    case OPT_NO_SANDBOX: open->no_sandbox = true; break;
+    case OPT_CORE_DUMPS: open->core_dumps = true; break;
+    case OPT_WORKER_MEMORY: *status = take_bytes("worker-memory", value, &open->worker_memory_bytes, error); break;
     case OPT_CACHE_DIR: open->cache_dir = value; break;
     case OPT_NO_CACHE: open->cache_dir = ""; break;
     case OPT_TRUST: open->trust_rows = true; break;

@@ -170,6 +170,9 @@ static dpi_status fill_setup(dpi_session *s, const dpi_options *o, size_t w, con
     t->trust_rows = o->trust_rows;
     t->cache_dir = dup_or_null(o->cache_dir);
     t->cache_max_bytes = o->cache_max_bytes;
+    t->no_sandbox = o->no_sandbox;
+    t->core_dumps = o->core_dumps;
+    t->memory_bytes = o->worker_memory_bytes;
     t->log_level = s->log.level;
     t->output_count = o->output_names ? o->output_count : 0;
     t->output_names = calloc(t->output_count + 1, sizeof *t->output_names);

@@ -166,7 +166,8 @@ static bool names_from_json(const json_t *array, worker_setup *setup)
 json_t *setup_to_json(const worker_setup *s)
 {
     return json_pack(
-        "{s:I, s:I, s:s, s:s?, s:s?, s:s?, s:o, s:i, s:o, s:I, s:s?, s:o, s:o, s:o, s:b, s:b, s:s?, s:I, s:i}",
+        "{s:I, s:I, s:s, s:s?, s:s?, s:s?, s:o, s:i, s:o, s:I, s:s?, s:o, s:o, s:o, s:b, s:b, s:s?, s:I, s:i, s:b, "
+        "s:b, s:I}",
         "worker", (json_int_t)s->worker, "generation", (json_int_t)s->generation, "backend", s->backend, "library",
         s->library, "model_path", s->model_path, "model_format", s->model_format, "device", device_to_json(&s->device),
         "precision", (int)s->precision, "outputs", names_to_json(s->output_names, s->output_count), "batch",
@@ -174,7 +175,8 @@ json_t *setup_to_json(const worker_setup *s)
         options_to_json(s->provider_options, s->provider_option_count), "backend_options",
         options_to_json(s->backend_options, s->backend_option_count), "broadcast", broadcast_to_json(s), "batch_auto",
         s->batch_auto, "trust_rows", s->trust_rows, "cache_dir", s->cache_dir, "cache_max_bytes",
-        (json_int_t)s->cache_max_bytes, "log_level", (int)s->log_level);
+        (json_int_t)s->cache_max_bytes, "log_level", (int)s->log_level, "no_sandbox", s->no_sandbox, "core_dumps",
+        s->core_dumps, "memory_bytes", (json_int_t)s->memory_bytes);
 }
 
 dpi_status setup_from_json(const json_t *json, worker_setup *s, dpi_error *error)
@@ -191,6 +193,9 @@ dpi_status setup_from_json(const json_t *json, worker_setup *s, dpi_error *error
     s->batch_auto = json_is_true(json_object_get(json, "batch_auto"));
     s->trust_rows = json_is_true(json_object_get(json, "trust_rows"));
     s->cache_max_bytes = get_u64(json, "cache_max_bytes");
+    s->no_sandbox = json_is_true(json_object_get(json, "no_sandbox"));
+    s->core_dumps = json_is_true(json_object_get(json, "core_dumps"));
+    s->memory_bytes = get_u64(json, "memory_bytes");
     s->log_level = (dpi_log_level)get_u64(json, "log_level");
     if (s->backend && s->model_format && device_from_json(json_object_get(json, "device"), s) &&
         names_from_json(json_object_get(json, "outputs"), s) &&

@@ -5,6 +5,7 @@
 #include "runtime/model_hash.h"
 #include "runtime/probe.h"
 #include "runtime/worker_job.h"
+#include "runtime/worker_sandbox.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -185,6 +186,7 @@ static dpi_status load_and_open(worker *w, worker_report *report, hash128 *key, 
     if (cacheable && (!s->cache_dir || s->cache_dir[0]) &&
         cache_open(s->cache_dir, s->cache_max_bytes, &w->log, &store, &problem))
         log_warning(&w->log, "running without the engine cache: %s", problem.message);
+    worker_sandbox_files(w, store ? cache_folder(store) : NULL);
     hash128 content;
     status = model_hash(store, &model, &content, error);
     if (!status)
@@ -287,6 +289,7 @@ static dpi_status build(worker *w, worker_report *report, dpi_error *error)
         status = run_probe(w, report, error);
     if (status)
         return status;
+    worker_sandbox_calls(w);
     hash_state *h = hash_new();
     hash_add_u64(h, key.low);
     hash_add_u64(h, key.high);
@@ -316,7 +319,10 @@ dpi_status worker_open(worker *w, dpi_error *error)
         w->setup.device.generation = w->generation;
         if (w->setup.device.pinned && w->setup.device.cpu_count)
             pin(w);
-        status = build(w, &report, error);
+        status = worker_sandbox_limits(w, error);
+        if (!status && (status = build(w, &report, error)) && w->setup.memory_bytes)
+            error_prefix(error,
+                         "with %llu bytes of memory (--worker-memory): ", (unsigned long long)w->setup.memory_bytes);
     }
     json_t *reply = status ? NULL : report_to_json(&report);
     if (!status && !reply)
