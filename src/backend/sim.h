@@ -34,6 +34,8 @@
  *     die_at_step S           die_at_slice strikes at this step of the slice's life instead (backend_step, 1 to 7)
  *     spoil_at_slice K        writes garbage over the claim words of all batches and over its own page, and goes on
  *     babble_at_slice K       writes garbage into the control socket, and goes on
+ *     escape_at_slice K       tries what a sandbox refuses (a program, a process, a socket, a signal, a file), fails
+ *                             with what was not refused, and goes on where all was
  *     poison V, poison_how die|hang|fail
  *                             a slice with a row whose first element of the first input is V dies (of `signal`), hangs
  *                             or fails
@@ -61,7 +63,7 @@ typedef struct sim_model {
     double fixed_us, row_us, jitter_us, bandwidth_mb_s, copy_in_mb_s, copy_out_mb_s, compile_ms;
     bool busy, rows_depend, data_sized, size_bits, hang_compile, die_compile, fault_in_enqueue;
     uint64_t depth, die_at_slice, exit_at_slice, hang_at_slice, fail_at_slice, signal, most_rows;
-    uint64_t die_at_step, spoil_at_slice, babble_at_slice, fault_generations;
+    uint64_t die_at_step, spoil_at_slice, babble_at_slice, escape_at_slice, fault_generations;
     double poison;
     bool has_poison;
     sim_poison poison_how;
@@ -70,7 +72,8 @@ typedef struct sim_model {
 #define SIM_OPTIONS                                                                                                    \
     "touch fixed_us row_us jitter_us bandwidth_mb_s copy_in_mb_s copy_out_mb_s depth busy compile_ms rows_depend "     \
     "data_sized size_bits die_at_slice exit_at_slice hang_at_slice fail_at_slice fault_in_enqueue signal most_rows "   \
-    "hang_compile die_compile die_at_step spoil_at_slice babble_at_slice poison poison_how fault_generations"
+    "hang_compile die_compile die_at_step spoil_at_slice babble_at_slice escape_at_slice poison poison_how "           \
+    "fault_generations"
 
 /* Parses an untrusted model of `bytes` bytes; `name` is for messages. DPI_E_MODEL names the line. */
 dpi_status sim_model_parse(const char *data, size_t bytes, const char *name, sim_model *model, dpi_error *error);

@@ -77,6 +77,7 @@ bool sim_model_set(sim_model *m, const char *key, const char *value)
         {"fail_at_slice", NULL, NULL, &m->fail_at_slice, 0, INT64_MAX},
         {"spoil_at_slice", NULL, NULL, &m->spoil_at_slice, 0, INT64_MAX},
         {"babble_at_slice", NULL, NULL, &m->babble_at_slice, 0, INT64_MAX},
+        {"escape_at_slice", NULL, NULL, &m->escape_at_slice, 0, INT64_MAX},
         {"die_at_step", NULL, NULL, &m->die_at_step, 0, STEP_RUNG},
         {"fault_generations", NULL, NULL, &m->fault_generations, 0, INT64_MAX},
         {"poison", &m->poison, NULL, NULL, 0, 0},

@@ -322,7 +322,7 @@ dpi_status worker_open(worker *w, dpi_error *error)
         status = worker_sandbox_limits(w, error);
         if (!status && (status = build(w, &report, error)) && w->setup.memory_bytes)
             error_prefix(error,
-                         "with %llu bytes of memory (--worker-memory): ", (unsigned long long)w->setup.memory_bytes);
+                         "with %llu bytes of memory (--worker-memory)", (unsigned long long)w->setup.memory_bytes);
     }
     json_t *reply = status ? NULL : report_to_json(&report);
     if (!status && !reply)
