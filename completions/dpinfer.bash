@@ -3,6 +3,7 @@ _dpinfer() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
     local open="--devices --backend --library --precision --batch --split --total-batch --broadcast --trust-rows
         --deterministic --isolation --wait --queue-depth --arena-max --provider --provider-option --backend-option --shape --worker
+        --worker-memory --no-sandbox --core-dumps
         --cache-dir --no-cache --compile-timeout --slice-timeout --json --verbose --quiet --help"
     if [ "$COMP_CWORD" = 1 ]; then
         mapfile -t COMPREPLY < <(compgen -W "run bench devices inspect compile cache --help --version" -- "$cur")

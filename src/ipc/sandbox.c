@@ -67,7 +67,7 @@ enum {
 #define FS_FIRST_ABI 0x1fff
 #define FS_OF_FILES  (FS_EXECUTE | FS_WRITE_FILE | FS_READ_FILE | FS_TRUNCATE | FS_IOCTL_DEV)
 #define FS_READ      (FS_READ_FILE | FS_READ_DIR)
-#define FS_WRITE     (FS_READ | FS_WRITE_FILE | FS_TRUNCATE | FS_REMOVE_FILE | FS_MAKE_REG | FS_REFER)
+#define FS_WRITE     (FS_READ | FS_WRITE_FILE | FS_TRUNCATE | FS_REMOVE_FILE | FS_MAKE_REG)
 
 typedef struct ruleset_attributes {
     uint64_t files, tcp, scoped;

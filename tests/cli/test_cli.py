@@ -73,6 +73,17 @@ run("compile", model, "--cache-dir", work / "cache", says="compiled")
 run("compile", model, "--cache-dir", work / "cache", says="from the cache")
 run("cache", "clear", "--cache-dir", work / "cache", says="removed")
 
+# Workers are confined unless told otherwise
+assert "sandbox: " in run("run", model, "--input", good, "-v").stderr
+assert "sandbox: " not in run("run", model, "--input", good, "-v", "--no-sandbox", "--core-dumps").stderr
+run("run", model, "--input", good, "--output", work / "tried.npy", "--backend-option", "escape_at_slice=1",
+    "--no-sandbox", code=1, says="not refused: a program a process a socket a signal a file")
+if not os.environ.get("DPI_SANITIZE"): # its shadow memory is beyond any limit
+    run("run", model, "--input", good, "--worker-memory", "1GiB", says="100 rows")
+    wide = work / "wide.sim"
+    wide.write_text("input x float32 N 8\noutput y float32 N 4000000\ntouch none\n")
+    run("run", wide, "--input", good, "--worker-memory", "100M", code=1, says="(--worker-memory)")
+
 # The user's mistakes: one sentence, exit code 2
 run("frobnicate", code=2, says="frobnicate")
 run("run", code=2, says="MODEL")
@@ -98,6 +109,8 @@ run("run", model, "--input", "random:8:float99:10", code=2, says="float99")
 run("run", model, "--input", "random:9:float32:10", code=2, says=["[N,8]", "[10,9]"])
 run("run", model, "--input", "random:8:int32:10", code=2, says=["float32", "int32"])
 run("run", model, "--input", good, "--worker", "/nonexistent", code=2, says="/nonexistent")
+for size in ("0", "x", "4GB", "5iB", "iB", "-1", "99999999999G"):
+    run("run", model, "--input", good, "--worker-memory", size, code=2, says="--worker-memory")
 run("cache", "frob", code=2, says="frob")
 bad_model = work / "bad.sim"
 bad_model.write_text("input x float32 N 8\nnonsense\n")
