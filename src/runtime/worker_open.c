@@ -320,9 +320,8 @@ dpi_status worker_open(worker *w, dpi_error *error)
         if (w->setup.device.pinned && w->setup.device.cpu_count)
             pin(w);
         status = worker_sandbox_limits(w, error);
-        if (!status && (status = build(w, &report, error)) && w->setup.memory_bytes)
-            error_prefix(error,
-                         "with %llu bytes of memory (--worker-memory)", (unsigned long long)w->setup.memory_bytes);
+        if (!status && (status = build(w, &report, error)))
+            worker_sandbox_explain(w, error);
     }
     json_t *reply = status ? NULL : report_to_json(&report);
     if (!status && !reply)

@@ -151,3 +151,20 @@ void worker_sandbox_calls(const worker *w)
     else
         log_info(&w->log, "sandbox: system calls by seccomp");
 }
+
+/* What libraries say of EACCES; the second is ONNX Runtime's where it maps weights. */
+static bool speaks_of_permission(const char *message)
+{
+    return strcasestr(message, "permission denied") || strstr(message, "SystemError : 13");
+}
+
+void worker_sandbox_explain(const worker *w, dpi_error *error)
+{
+    const worker_setup *s = &w->setup;
+    if (s->device.in_caller)
+        return;
+    if (is_confined(w) && speaks_of_permission(error->message))
+        error_prefix(error, "a worker reads no folders but the model's and the system's (--no-sandbox lifts this)");
+    if (s->memory_bytes)
+        error_prefix(error, "with %llu bytes of memory (--worker-memory)", (unsigned long long)s->memory_bytes);
+}

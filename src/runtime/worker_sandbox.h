@@ -14,5 +14,7 @@ dpi_status worker_sandbox_limits(const worker *w, dpi_error *error);
 void worker_sandbox_files(const worker *w, const char *cache_folder);
 /* The engine is open and probed: system calls. */
 void worker_sandbox_calls(const worker *w);
+/* The worker could not be made ready: adds which of the above may be why. */
+void worker_sandbox_explain(const worker *w, dpi_error *error);
 
 #endif
