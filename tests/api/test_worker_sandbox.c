@@ -143,11 +143,11 @@ static void limits_are_the_workers_own(void **state)
     assert_true(clock_process_cpu_ns(worker_pid(k)) > 0);
     kit_close(k);
     o.core_dumps = true;
-    o.worker_memory_bytes = 1ull << 40;
+    o.worker_memory_bytes = 1ull << 60;
     k = kit_open(SIMPLE, "sim:0", &o);
     limits_of(k, &core, &data);
     assert_memory_equal(&core, &mine, sizeof core);
-    assert_int_equal(data.rlim_cur, 1ull << 40);
+    assert_int_equal(data.rlim_cur, 1ull << 60);
     kit_close(k);
 }
 
