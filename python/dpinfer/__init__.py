@@ -1,0 +1,9 @@
+"""dpinfer: one model on every device of a machine; batches are split over them, results come back in order."""
+
+from __future__ import annotations
+
+from ._c import VERSION as __version__
+from .errors import *  # noqa: F403
+from .session import Pending, Session
+
+__all__ = ["Pending", "Session", "__version__"]

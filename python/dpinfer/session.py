@@ -1,0 +1,326 @@
+"""A model opened on its devices, close to the C interface: batches of numpy arrays, memory that workers share."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+import weakref
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+
+import numpy as np
+
+from . import _c
+from .errors import ClosedError, DataError, ForkedError, Timeout
+
+Array = Any
+DTYPES: Dict[int, str] = {
+    1: "bool", 2: "int8", 3: "uint8", 4: "int16", 5: "uint16", 6: "int32", 7: "uint32", 8: "int64", 9: "uint64",
+    10: "float16", 11: "bfloat16", 12: "float32", 13: "float64",
+}  # fmt: skip
+NUMBERS = {name: number for number, name in DTYPES.items()}
+PRECISIONS = {None: 0, "fp32": 1, "tf32": 2, "fp16": 3, "bf16": 4}
+STEP_MS = 100  # a wait comes back to Python this often, so that an interrupt is heard
+
+
+def numpy_dtype(number: int) -> Any:
+    """numpy's dtype of a dpi_dtype; bfloat16 is shown as uint16, since numpy has none."""
+    return np.dtype("uint16" if number == 11 else DTYPES[number])
+
+
+class _Handle:
+    """The C session and what keeps it: it is closed when nobody calls it and no array stands in its memory."""
+
+    def __init__(self, pointer: Any) -> None:
+        self.pointer = pointer
+        self.closing = self.gone = self.forked = False
+        self.users = 0
+        self.condition = threading.Condition(threading.RLock())
+        _handles.add(self)
+
+    def enter(self) -> None:
+        if self.forked:
+            raise ForkedError(
+                "this session was opened before fork(); open another one in this process, or start processes by "
+                "multiprocessing.get_context('spawn')"
+            )
+        with self.condition:
+            if self.closing:
+                raise ClosedError("the session is closed; open another one")
+            self.users += 1
+
+    def leave(self) -> None:
+        if self.forked:
+            return
+        with self.condition:
+            self.users -= 1
+            if self.closing and self.users == 0 and not self.gone:
+                self.gone = True
+                _c.library().dpi_close(self.pointer)
+
+    def close(self) -> None:
+        if self.forked or self.closing:
+            return
+        self.enter()
+        self.closing = True
+        self.leave()
+
+
+_handles: "weakref.WeakSet[_Handle]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for handle in list(_handles):
+        handle.forked = True
+        handle.condition = threading.Condition(threading.RLock())
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class _Block:
+    """Memory of a session behind a numpy array; given back when the last array of it goes."""
+
+    def __init__(self, handle: _Handle, address: int, shape: Tuple[int, ...], dtype: Any) -> None:
+        self.handle, self.address = handle, address
+        self.__array_interface__ = {"version": 3, "shape": shape, "typestr": dtype.str, "data": (address, False)}
+
+    def __del__(self) -> None:
+        if not self.handle.forked:
+            _c.library().dpi_free(self.handle.pointer, self.address, None)
+        self.handle.leave()
+
+
+class Pending:
+    """A batch in flight. Give it up by :meth:`cancel`, end it by :meth:`result`."""
+
+    def __init__(self, session: "Session", ticket: int, outputs: List[Array], keep: Any) -> None:
+        self._session, self._ticket, self._outputs, self._keep = session, ticket, outputs, keep
+        self._lock = threading.Lock()
+        self._error: Optional[BaseException] = None
+        self._ended = False
+
+    def _poll(self, timeout_ms: int) -> bool:
+        """Waits so long at most (negative: looks only); True when the batch has ended."""
+        with self._lock:
+            if self._ended:
+                return True
+            error = _c.CError()
+            handle = self._session._handle
+            handle.enter()
+            try:
+                status = _c.library().dpi_wait(handle.pointer, self._ticket, timeout_ms, None, 0, error)
+            finally:
+                handle.leave()
+            if status == _c.TIMEOUT:
+                return False
+            self._ended, self._keep = True, None
+            self._error = _c.failure(status, error) if status else None
+            return True
+
+    def done(self) -> bool:
+        """True when :meth:`result` would not wait."""
+        return self._poll(-1)
+
+    def cancel(self) -> None:
+        """Drops what has not started; :meth:`result` then raises Cancelled, or gives what was done already."""
+        handle = self._session._handle
+        handle.enter()
+        try:
+            if not self._ended:
+                _c.library().dpi_cancel(handle.pointer, self._ticket, None)
+        finally:
+            handle.leave()
+
+    def result(self, timeout: Optional[float] = None) -> Tuple[Array, ...]:
+        """The outputs in the session's order.
+
+        Args:
+            timeout: seconds to wait; None for ever. Timeout is raised and the batch goes on.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        step = STEP_MS
+        try:
+            while not self._poll(step):
+                if deadline is not None:
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        raise Timeout(f"the batch was not done within {timeout} s; it goes on")
+                    step = max(1, min(STEP_MS, int(left * 1000)))
+        except KeyboardInterrupt:
+            self.cancel()
+            self._poll(10_000)
+            raise
+        if self._error is not None:
+            raise self._error
+        return tuple(self._outputs)
+
+
+def _text(value: Optional[Union[str, os.PathLike]]) -> Optional[bytes]:  # type: ignore[type-arg]
+    return None if value is None else os.fsencode(value)
+
+
+class Session:
+    """A model on every device.
+
+    Args:
+        model: file of the model (.onnx, OpenVINO IR, .sim, .engine).
+        devices: "auto", or a list as the program takes it: "cpu:0-3,cpu:4-7", "cuda:0,cuda:1".
+        backend: "openvino", "onnxruntime", "tensorrt", "sim"; None: the first that opens the file.
+        precision: "fp32", "tf32", "fp16", "bf16"; None: the model's own.
+        batch: most rows of one slice per device; None: 64; "auto": measured.
+        total_batch_size: fixed even shares of so many rows, the remainder spread.
+        batch_size_list: fixed shares, one per device.
+        isolation: "process", or "thread" (a crash of the engine is the caller's).
+        backend_options: passed to the backend.
+        cache_dir: folder of compiled engines; "" for none.
+
+    Raises:
+        ModelError, BackendError, DeviceError, ArgumentError: with the library's sentence.
+    """
+
+    def __init__(
+        self,
+        model: Union[str, "os.PathLike[str]"],
+        *,
+        devices: Optional[str] = None,
+        backend: Optional[str] = None,
+        precision: Optional[str] = None,
+        batch: Union[None, int, str] = None,
+        total_batch_size: Optional[int] = None,
+        batch_size_list: Optional[Sequence[int]] = None,
+        isolation: str = "process",
+        trust_rows: bool = False,
+        deterministic: bool = False,
+        backend_options: Optional[Mapping[str, object]] = None,
+        cache_dir: Optional[str] = None,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision is {precision!r}; give one of {[p for p in PRECISIONS if p]} or None")
+        if isolation not in ("process", "thread"):
+            raise ValueError(f"isolation is {isolation!r}; give 'process' or 'thread'")
+        library = _c.library()
+        o = _c.COptions(struct_size=ctypes.sizeof(_c.COptions))
+        o.model_path, o.devices, o.backend = _text(model), _text(devices), _text(backend)
+        o.precision, o.isolation = PRECISIONS[precision], int(isolation == "thread")
+        o.batch = _c.BATCH_AUTO if batch == "auto" else int(batch or 0)
+        o.total_batch_size = total_batch_size or 0
+        if batch_size_list is not None:
+            o.batch_size_list = (ctypes.c_size_t * len(batch_size_list))(*batch_size_list)
+            o.batch_size_count = len(batch_size_list)
+        options = [(str(k).encode(), str(v).encode()) for k, v in (backend_options or {}).items()]
+        if options:
+            o.backend_options = (_c.CKeyValue * len(options))(*options)
+            o.backend_option_count = len(options)
+        o.trust_rows, o.deterministic, o.cache_dir = trust_rows, deterministic, _text(cache_dir)
+        pointer, error = ctypes.c_void_p(), _c.CError()
+        status = library.dpi_open(o, pointer, error)
+        if status:
+            raise _c.failure(status, error)
+        self._handle = _Handle(pointer)
+        self._read_ports()
+
+    def _read_ports(self) -> None:
+        d, error = _c.CDescription(struct_size=ctypes.sizeof(_c.CDescription)), _c.CError()
+        status = _c.library().dpi_describe(self._handle.pointer, d, error)
+        if status:
+            raise _c.failure(status, error)
+        ports = lambda list_, n: [(list_[i].name, list_[i].dtype, tuple(list_[i].shape[: list_[i].rank])) for i in range(n)]
+        self._inputs, self._outputs = ports(d.inputs, d.input_count), ports(d.outputs, d.output_count)
+        self.devices: Tuple[str, ...] = tuple(d.workers[w].device.decode() for w in range(d.worker_count))
+        self.input_names = tuple(name.decode() for name, _, _ in self._inputs)
+        self.output_names = tuple(name.decode() for name, _, _ in self._outputs)
+
+    def empty(self, shape: Sequence[int], dtype: Any = "float32", direction: str = "input") -> Array:
+        """An array in memory that every worker sees, not cleared: batches in it are not copied.
+
+        Its memory goes back when the last array of it goes; a closed session's workers stay until then.
+        """
+        dtype = np.dtype(dtype)
+        extent = tuple(int(n) for n in shape)
+        if direction not in ("input", "output") or any(n < 0 for n in extent):
+            raise ValueError("direction is 'input' or 'output', and no axis is negative")
+        size, error = dtype.itemsize, _c.CError()
+        for n in extent:
+            size *= n
+        self._handle.enter()  # left when the block goes
+        where = _c.INPUT if direction == "input" else _c.OUTPUT
+        address = _c.library().dpi_alloc(self._handle.pointer, max(size, 1), where, error)
+        if not address:
+            self._handle.leave()
+            raise _c.failure(error.status, error)
+        return np.asarray(_Block(self._handle, address, extent, dtype))
+
+    def _tensor(self, array: Array, name: Optional[bytes]) -> Tuple[_c.CTensor, Array]:
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"a batch is numpy arrays, and a {type(array).__name__} was given")
+        if array.dtype.name not in NUMBERS or array.ndim > _c.MAX_RANK:
+            raise DataError(f"dpinfer has no dtype {array.dtype} of {array.ndim} axes")
+        array = np.ascontiguousarray(array)
+        t = _c.CTensor(name, NUMBERS[array.dtype.name], array.ndim)
+        t.shape[: array.ndim] = array.shape
+        t.data = array.__array_interface__["data"][0]
+        return t, array
+
+    def submit(self, *inputs: Array, outputs: Optional[Sequence[Array]] = None, **named: Array) -> Pending:
+        """Puts a batch in flight: arrays by position or by name, equal in rows (axis 0).
+
+        Memory of :meth:`empty` is read in place and must stay as it is until the batch has ended; other memory has
+        been copied when this returns. ``outputs`` are contiguous arrays for the results; None makes them.
+        """
+        pairs = [self._tensor(a, None) for a in inputs] + [self._tensor(a, n.encode()) for n, a in named.items()]
+        if not pairs or any(a.ndim == 0 for _, a in pairs):
+            raise DataError("a batch has one array of rows for each input")
+        rows = pairs[0][1].shape[0]
+        given = list(outputs) if outputs is not None else [self._new_output(p, rows) for p in self._outputs]
+        for array in given:
+            if not isinstance(array, np.ndarray) or not array.flags.c_contiguous or not array.flags.writeable:
+                raise ValueError("outputs are contiguous numpy arrays that may be written")
+        results = [self._tensor(a, None)[0] for a in given]
+        if outputs is not None and len(given) != len(self._outputs):
+            raise DataError(f"the session has {len(self._outputs)} outputs and {len(given)} were given")
+        batch = _c.CBatch(struct_size=ctypes.sizeof(_c.CBatch), input_count=len(pairs), output_count=len(results))
+        batch.inputs = (_c.CTensor * len(pairs))(*[t for t, _ in pairs])
+        batch.outputs = (_c.CTensor * len(results))(*results)
+        batch.queue_timeout_ms = STEP_MS
+        ticket, error = ctypes.c_uint64(), _c.CError()
+        status = _c.BUSY
+        while status == _c.BUSY:
+            self._handle.enter()
+            try:
+                status = _c.library().dpi_submit(self._handle.pointer, batch, ticket, error)
+            finally:
+                self._handle.leave()
+        if status:
+            raise _c.failure(status, error)
+        return Pending(self, ticket.value, given, pairs)
+
+    @staticmethod
+    def _new_output(port: Tuple[bytes, int, Tuple[int, ...]], rows: int) -> Array:
+        name, dtype, shape = port
+        if any(n < 0 for n in shape[1:]):
+            raise DataError(f"the output {name.decode()} has axes that follow the inputs: give `outputs`")
+        return np.empty((rows, *shape[1:]), numpy_dtype(dtype))
+
+    def forward(self, *inputs: Array, outputs: Optional[Sequence[Array]] = None, **named: Array) -> Tuple[Array, ...]:
+        """:meth:`submit` and :meth:`Pending.result` in one."""
+        return self.submit(*inputs, outputs=outputs, **named).result()
+
+    def close(self) -> None:
+        """Ends the session; calls raise ClosedError from now on. Workers end when no array of it is left."""
+        self._handle.close()
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        handle = getattr(self, "_handle", None)
+        if handle is not None:
+            handle.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a session belongs to one process; open one in the process that uses it")
