@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._c import VERSION as __version__
 from .errors import *  # noqa: F403
+from .parallel import DataParallel
 from .session import Pending, Session
 
-__all__ = ["Pending", "Session", "__version__"]
+__all__ = ["DataParallel", "Pending", "Session", "__version__"]
