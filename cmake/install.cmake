@@ -25,10 +25,7 @@ if(tensorrt_targets)
 endif()
 
 # The Python wheel holds library, worker, backends and program side by side: the library finds its worker beside itself.
-option(DPI_WHEEL "install what the Python wheel holds" OFF)
 if(DPI_WHEEL)
-  set_property(TARGET dpinfer PROPERTY VERSION) # a wheel holds no links: one file, one name
-  set_property(TARGET dpinfer PROPERTY SOVERSION)
   install(TARGETS dpinfer LIBRARY DESTINATION lib COMPONENT wheel)
   install(TARGETS dpinfer-cli dpinfer-worker ${tensorrt_targets} RUNTIME DESTINATION lib LIBRARY DESTINATION lib
           COMPONENT wheel)

@@ -104,7 +104,7 @@ class DataParallel:
         """Puts a batch in flight. Keep two or three in flight so that devices never wait for the caller."""
         if len(inputs) == 1 and isinstance(inputs[0], dict):
             named, inputs = {**inputs[0], **named}, ()
-        first = inputs[0] if inputs else next(iter(named.values()), None)
+        first: Any = inputs[0] if inputs else next(iter(named.values()), None)
         arrays = {name: _to_numpy(value) for name, value in named.items()}
         outputs = None if out is None else [_to_numpy(y) for y in out]
         pending = self.session.submit(*[_to_numpy(value) for value in inputs], outputs=outputs, **arrays)

@@ -161,6 +161,13 @@ def _text(value: Optional[Union[str, os.PathLike]]) -> Optional[bytes]:  # type:
     return None if value is None else os.fsencode(value)
 
 
+_Port = Tuple[bytes, int, Tuple[int, ...]]
+
+
+def _ports(tensors: Any, count: int) -> List[_Port]:
+    return [(t.name, t.dtype, tuple(t.shape[: t.rank])) for t in (tensors[i] for i in range(count))]
+
+
 class Session:
     """A model on every device.
 
@@ -209,7 +216,7 @@ class Session:
         if batch_size_list is not None:
             o.batch_size_list = (ctypes.c_size_t * len(batch_size_list))(*batch_size_list)
             o.batch_size_count = len(batch_size_list)
-        options = [(str(k).encode(), str(v).encode()) for k, v in (backend_options or {}).items()]
+        options = [_c.CKeyValue(str(k).encode(), str(v).encode()) for k, v in (backend_options or {}).items()]
         if options:
             o.backend_options = (_c.CKeyValue * len(options))(*options)
             o.backend_option_count = len(options)
@@ -226,8 +233,7 @@ class Session:
         status = _c.library().dpi_describe(self._handle.pointer, d, error)
         if status:
             raise _c.failure(status, error)
-        ports = lambda list_, n: [(list_[i].name, list_[i].dtype, tuple(list_[i].shape[: list_[i].rank])) for i in range(n)]
-        self._inputs, self._outputs = ports(d.inputs, d.input_count), ports(d.outputs, d.output_count)
+        self._inputs, self._outputs = _ports(d.inputs, d.input_count), _ports(d.outputs, d.output_count)
         self.devices: Tuple[str, ...] = tuple(d.workers[w].device.decode() for w in range(d.worker_count))
         self.input_names = tuple(name.decode() for name, _, _ in self._inputs)
         self.output_names = tuple(name.decode() for name, _, _ in self._outputs)
@@ -297,7 +303,7 @@ class Session:
         return Pending(self, ticket.value, given, pairs)
 
     @staticmethod
-    def _new_output(port: Tuple[bytes, int, Tuple[int, ...]], rows: int) -> Array:
+    def _new_output(port: _Port, rows: int) -> Array:
         name, dtype, shape = port
         if any(n < 0 for n in shape[1:]):
             raise DataError(f"the output {name.decode()} has axes that follow the inputs: give `outputs`")
