@@ -27,7 +27,7 @@ typedef struct cli_options {
     size_t shares[256], batches[CLI_MAX_LIST];
     size_t batch_count;
     uint64_t row_begin, row_end, rows, top, repeats;
-    const char *labels, *accuracy, *json_path, *modes, *positional;
+    const char *labels, *accuracy, *events, *json_path, *modes, *positional;
     bool json, dry_run, no_overwrite, restart, no_journal, quiet, seconds_given;
     uint32_t journal_interval_ms;
     double seconds;

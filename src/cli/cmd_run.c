@@ -2,6 +2,7 @@
 
 #include "data/source.h"
 
+#include <errno.h>
 #include <string.h>
 
 static const char help[] =
@@ -37,6 +38,11 @@ static const char help[] =
     "    --backend-option K=V      passed to the backend; 2.K=V to worker 2 alone\n"
     "    --trust-rows              do not refuse a model whose rows seem to depend on each other\n"
     "    --deterministic           refuse devices that are not bit-identical\n"
+    "Faults (a worker that dies or hangs is replaced, and nothing is lost)\n"
+    "    --on-bad-row fail|skip    a row that kills every worker: the run fails and names it (fail), or its outputs\n"
+    "                              are NaN or 0 and the exit code is 3; --max-bad-rows N of them (1000) are too many\n"
+    "    --max-deaths N            of a device in a row until it is given up (5)\n"
+    "    --events FILE             what happens to workers, one JSON object a line\n"
     "    --slice-timeout S, --compile-timeout S    when a worker counts as hanging\n"
     "    --cache-dir DIR, --no-cache               the engine cache\n"
     "    --worker-memory SIZE      most memory of each worker's own, as 4GiB\n"
@@ -124,15 +130,51 @@ static dpi_status report(const cli_options *o, const dpi_description *d, const d
     return written ? DPI_OK : error_set(error, DPI_E_IO, "cannot write %s", o->json_path);
 }
 
+#define BAD_ROWS_SHOWN 10
+
+static void show_bad_row(void *context, const dpi_bad_row *row)
+{
+    uint64_t *count = context;
+    if (++*count <= BAD_ROWS_SHOWN)
+        fprintf(stderr, "dpinfer: row %llu is left out: %s\n", (unsigned long long)row->row, row->reason);
+    else if (*count == BAD_ROWS_SHOWN + 1)
+        fprintf(stderr, "dpinfer: more rows are left out; --events FILE lists them all\n");
+}
+
+static void write_event(void *context, const char *json)
+{
+    fprintf(context, "%s\n", json);
+    fflush(context);
+}
+
+/* Whom the session tells of what happens. *events is to be closed behind the session. */
+static dpi_status listen_to(cli_options *o, uint64_t *bad_rows, FILE **events, dpi_error *error)
+{
+    o->open.bad_row = show_bad_row;
+    o->open.bad_row_context = bad_rows;
+    if (!o->events)
+        return DPI_OK;
+    *events = fopen(o->events, "we");
+    if (!*events)
+        return error_set_errno(error, DPI_E_DATA, errno, "cannot write the events to %s", o->events);
+    o->open.event = write_event;
+    o->open.event_context = *events;
+    return DPI_OK;
+}
+
 int cmd_run(int argc, char **argv)
 {
     cli_options o;
     dpi_error error;
     dpi_session *s = NULL;
+    uint64_t bad_rows = 0;
+    FILE *events = NULL;
     dpi_description d = DPI_INIT(dpi_description);
     dpi_status status = cli_parse(argc, argv, CLI_MODEL | CLI_RUN, help, &o, &error);
     if (!status && !o.input_count)
         status = error_set(&error, DPI_E_ARGUMENT, "run: which --input? See dpinfer run --help");
+    if (!status)
+        status = listen_to(&o, &bad_rows, &events, &error);
     if (!status) {
         cli_catch_signals();
         status = dpi_open(&o.open, &s, &error);
@@ -162,11 +204,16 @@ int cmd_run(int argc, char **argv)
         run.progress = cli_progress_show;
         run.progress_context = &progress;
         status = dpi_run(s, &run, &result, &error);
-        if (!status)
-            status = report(&o, &d, &result, &error);
+        if (!status || status == DPI_BAD_ROWS) {
+            dpi_error later;
+            dpi_status reported = report(&o, &d, &result, status ? &later : &error);
+            status = status ? status : reported;
+        }
     }
     int code = status ? cli_fail(&error) : 0;
     dpi_close(s);
+    if (events)
+        fclose(events);
     cli_free(&o);
     return code;
 }

@@ -35,6 +35,10 @@ enum {
     OPT_NO_CACHE,
     OPT_COMPILE_TIMEOUT,
     OPT_SLICE_TIMEOUT,
+    OPT_ON_BAD_ROW,
+    OPT_MAX_BAD_ROWS,
+    OPT_MAX_DEATHS,
+    OPT_EVENTS,
     OPT_INPUT,
     OPT_OUTPUT,
     OPT_ROWS,
@@ -81,6 +85,10 @@ static const struct option table[] = {
     {"no-cache", 0, NULL, OPT_NO_CACHE},
     {"compile-timeout", 1, NULL, OPT_COMPILE_TIMEOUT},
     {"slice-timeout", 1, NULL, OPT_SLICE_TIMEOUT},
+    {"on-bad-row", 1, NULL, OPT_ON_BAD_ROW},
+    {"max-bad-rows", 1, NULL, OPT_MAX_BAD_ROWS},
+    {"max-deaths", 1, NULL, OPT_MAX_DEATHS},
+    {"events", 1, NULL, OPT_EVENTS},
     {"input", 1, NULL, OPT_INPUT},
     {"output", 1, NULL, OPT_OUTPUT},
     {"rows", 1, NULL, OPT_ROWS},
@@ -258,6 +266,30 @@ static dpi_status add_text(const char *flag, const char *text, const char **list
     return DPI_OK;
 }
 
+/* What is done about workers that die. Returns false when the option is none of these. */
+static bool take_fault_option(cli_options *o, int option, const char *value, dpi_status *status, dpi_error *error)
+{
+    static const char *const choices[] = {"fail", "skip"};
+    int index = 0;
+    uint64_t number = 0;
+    switch (option) {
+    case OPT_ON_BAD_ROW:
+        *status = take_word("on-bad-row", value, choices, 2, &index, error);
+        o->open.on_bad_row = (dpi_on_bad_row)index;
+        break;
+    case OPT_MAX_BAD_ROWS:
+        *status = take_number("max-bad-rows", value, 1, 1ull << 40, &o->open.max_bad_rows, error);
+        break;
+    case OPT_MAX_DEATHS:
+        *status = take_number("max-deaths", value, 1, 1000000, &number, error);
+        o->open.max_deaths = *status ? 0 : (uint32_t)number;
+        break;
+    case OPT_EVENTS: o->events = value; break;
+    default: return false;
+    }
+    return true;
+}
+
 /* How the model is opened. Returns false when the option is none of these. */
 static bool take_open_option(cli_options *o, int option, const char *value, dpi_status *status, dpi_error *error)
 {
@@ -320,7 +352,7 @@ static bool take_open_option(cli_options *o, int option, const char *value, dpi_
         break;
     case OPT_COMPILE_TIMEOUT: *status = take_timeout("compile-timeout", value, &open->compile_timeout_ms, error); break;
     case OPT_SLICE_TIMEOUT: *status = take_timeout("slice-timeout", value, &open->slice_timeout_ms, error); break;
-    default: return false;
+    default: return take_fault_option(o, option, value, status, error);
     }
     return true;
 }
@@ -334,6 +366,9 @@ static bool option_belongs(int option, unsigned flags)
     case OPT_LABELS:
     case OPT_ACCURACY:
     case OPT_NO_OVERWRITE:
+    case OPT_ON_BAD_ROW:
+    case OPT_MAX_BAD_ROWS:
+    case OPT_EVENTS:
     case OPT_RESTART:
     case OPT_NO_JOURNAL:
     case OPT_JOURNAL_EVERY:

@@ -30,7 +30,7 @@ typedef struct run {
     bool has_csv;
     int64_t began_ns, shown_ns, written_back_ns;
     uint64_t *base_rows, *worker_rows; /* rows of each worker before the run, and since */
-    bool cancelled, bad_rows;
+    bool cancelled, bad_rows, sync_failed;
 
     run_chunk chunks[CHUNKS_IN_FLIGHT]; /* a ring, in order of rows */
     size_t head, in_flight;

@@ -312,6 +312,8 @@ static dpi_status record(run *r, dpi_error *error)
 {
     uint64_t text[PORT_MAX] = {0};
     dpi_status status = DPI_OK;
+    if (r->sync_failed) /* a later sync may succeed without those rows being on disk: nothing more is known of them */
+        return DPI_OK;
     if (r->has_csv) {
         r->fresh.count = 0;
         status = run_format(r, error);
@@ -331,6 +333,7 @@ static dpi_status record(run *r, dpi_error *error)
         return DPI_OK;
     for (size_t o = 0; o < r->s->sig.output_count && !status; o++)
         status = sink_sync(r->sinks[o], &text[o], error);
+    r->sync_failed = status != DPI_OK;
     if (!status)
         status = create_journals(r, error);
     if (!status)

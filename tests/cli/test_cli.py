@@ -181,6 +181,21 @@ for fault, says in (("die_at_slice=100", "signal 9"), ("hang_at_slice=200", "hun
         "--slice-timeout", "0.3", says=[says, "sim:0", "20,000 rows"], timeout=60)
     assert (work / "stormy.npy").read_bytes() == (work / "calm.npy").read_bytes(), fault
 
+# A row that kills is left out, named and counted: exit code 3; the events tell of it
+import json
+import numpy as np
+rows = np.random.default_rng(1).standard_normal((500, 8)).astype(np.float32)
+rows[321, 0] = 777
+np.save(work / "poisoned.npy", rows)
+run("run", model, "--input", work / "poisoned.npy", "--output", work / "y.npy", "--on-bad-row", "skip", "--events",
+    work / "events", "--backend-option", "poison=777", code=3, says=["row 321 is left out", "500 rows"], timeout=60)
+bad = np.isnan(np.load(work / "y.npy")).reshape(500, -1).all(axis=1)
+assert bad[321] and bad.sum() == 1, "another row is left out"
+kinds = {json.loads(line)["event"] for line in (work / "events").read_text().splitlines()}
+assert kinds >= {"started", "died", "bad_row"}, kinds
+run("run", model, "--input", work / "poisoned.npy", "--output", work / "z.npy", "--no-journal", "--backend-option",
+    "poison=777", code=1, says="row 321 cannot be computed", timeout=60)
+
 # Failures at run time: exit code 1; without a journal nothing is left
 run("run", model, "--input", "random:8:float32:100000", "--output", work / "never.npy", "--no-journal", "--backend-option",
     "fail_at_slice=300", code=1, says="as planned")
