@@ -329,16 +329,15 @@ static void ask_trial(dpi_session *s, const suspect *x, size_t w, const row_rang
     r->running = true;
     r->on = r->probation = w;
     r->range = *range;
-    atomic_store_explicit(&t->number, 0, memory_order_relaxed);
-    atomic_thread_fence(memory_order_release);
-    atomic_store_explicit(&t->worker, (uint32_t)w, memory_order_relaxed);
-    atomic_store_explicit(&t->slot, (uint32_t)x->slot, memory_order_relaxed);
-    atomic_store_explicit(&t->sequence, x->sequence, memory_order_relaxed);
-    atomic_store_explicit(&t->slice, x->slice, memory_order_relaxed);
-    atomic_store_explicit(&t->first_row, range->first, memory_order_relaxed);
-    atomic_store_explicit(&t->rows, range->rows, memory_order_relaxed);
-    atomic_store_explicit(&t->fill, range->fill, memory_order_relaxed);
-    atomic_store_explicit(&t->number, ++r->number, memory_order_release);
+    atomic_store(&t->number, 0);
+    atomic_store(&t->worker, (uint32_t)w);
+    atomic_store(&t->slot, (uint32_t)x->slot);
+    atomic_store(&t->sequence, x->sequence);
+    atomic_store(&t->slice, x->slice);
+    atomic_store(&t->first_row, range->first);
+    atomic_store(&t->rows, range->rows);
+    atomic_store(&t->fill, range->fill);
+    atomic_store(&t->number, ++r->number);
     bell_ring(&s->control->workers[w].bell, &s->workers[w].page->sleeping);
 }
 

@@ -9,8 +9,6 @@
  * slice is DONE; that the trial needed another device counts against the one that died. When it kills again its rows
  * are halved, down to the row that kills wherever it is tried: that one is the batch's verdict, or (DPI_BAD_ROW_SKIP)
  * it is left out, its outputs filled with NaN or 0. Only the supervisor moves SUSPECT words.
- *
- * tests/model/claims.tla is this protocol for a model checker; its actions have the names of these functions.
  */
 #ifndef DPI_RUNTIME_RECOVERY_H
 #define DPI_RUNTIME_RECOVERY_H

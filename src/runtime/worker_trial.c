@@ -9,15 +9,14 @@
 static bool read_trial(const worker *w, uint64_t number, uint32_t *to, flight *f, bool *fill)
 {
     const trial *t = &w->control->trial;
-    *to = atomic_load_explicit(&t->worker, memory_order_relaxed);
-    f->slot = atomic_load_explicit(&t->slot, memory_order_relaxed) % LAYOUT_SLOTS;
-    f->sequence = atomic_load_explicit(&t->sequence, memory_order_relaxed);
-    f->slice = atomic_load_explicit(&t->slice, memory_order_relaxed);
-    f->first_row = atomic_load_explicit(&t->first_row, memory_order_relaxed);
-    f->rows = (size_t)atomic_load_explicit(&t->rows, memory_order_relaxed);
-    *fill = atomic_load_explicit(&t->fill, memory_order_relaxed) != 0;
-    atomic_thread_fence(memory_order_acquire);
-    return atomic_load_explicit(&t->number, memory_order_relaxed) == number;
+    *to = atomic_load(&t->worker);
+    f->slot = atomic_load(&t->slot) % LAYOUT_SLOTS;
+    f->sequence = atomic_load(&t->sequence);
+    f->slice = atomic_load(&t->slice);
+    f->first_row = atomic_load(&t->first_row);
+    f->rows = (size_t)atomic_load(&t->rows);
+    *fill = atomic_load(&t->fill) != 0;
+    return atomic_load(&t->number) == number;
 }
 
 bool worker_trial_asked(worker *w)
