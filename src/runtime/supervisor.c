@@ -85,13 +85,15 @@ static void take_report(dpi_session *s, size_t w, const json_t *message)
     recovery_step(s);
 }
 
+/* Takes the message over: who asked may drop it at once. */
 static void take_answer(dpi_session *s, size_t w, json_t *message)
 {
     session_worker *k = &s->workers[w];
     pthread_mutex_lock(&s->lock);
-    if ((uint64_t)json_integer_value(json_object_get(message, "id")) == k->asked) {
-        json_decref(k->reply);
-        k->reply = json_incref(message);
+    bool wanted = (uint64_t)json_integer_value(json_object_get(message, "id")) == k->asked;
+    json_decref(wanted ? k->reply : message);
+    if (wanted) {
+        k->reply = message;
         pthread_cond_broadcast(&s->changed);
     }
     pthread_mutex_unlock(&s->lock);
@@ -113,12 +115,14 @@ static void take_message(dpi_session *s, size_t w)
         k->mute_ns = clock_now_ns();
         return;
     }
-    if (!k->ready)
-        take_report(s, w, message);
-    else if (json_object_get(message, "trial") || json_object_get(message, "suspect"))
+    if (k->ready && !json_object_get(message, "trial") && !json_object_get(message, "suspect")) {
+        take_answer(s, w, message);
+        return;
+    }
+    if (k->ready)
         recovery_message(s, w, message);
     else
-        take_answer(s, w, message);
+        take_report(s, w, message);
     json_decref(message);
 }
 

@@ -315,3 +315,18 @@ bool kit_story_says(kit_story *story, const char *part)
     pthread_mutex_unlock(&story->lock);
     return says;
 }
+
+static void let_workers_crash(const char *variable)
+{
+    char value[1024];
+    const char *old = getenv(variable);
+    snprintf(value, sizeof value, "%s%shandle_segv=0:handle_sigbus=0:handle_abort=0", old ? old : "", old ? ":" : "");
+    setenv(variable, value, 1);
+}
+
+void kit_let_workers_crash(void)
+{
+    let_workers_crash("ASAN_OPTIONS");
+    let_workers_crash("TSAN_OPTIONS");
+    let_workers_crash("UBSAN_OPTIONS");
+}

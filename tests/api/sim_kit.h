@@ -64,6 +64,9 @@ void kit_check_clean(kit_traces before);
 
 double kit_now_s(void);
 
+/* A sanitizer in the worker would turn crashes into exits: from here on it does not; its other options stay. */
+void kit_let_workers_crash(void);
+
 /* Collects the events of a session: set o.event = kit_tell, o.event_context = the story. */
 typedef struct kit_story {
     pthread_mutex_t lock;

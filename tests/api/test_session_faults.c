@@ -380,22 +380,11 @@ static void the_opening_thread_may_end(void **state)
     kit_close(k);
 }
 
-/* A sanitizer in the worker would turn crashes into exits; its other options stay. */
-static void let_workers_crash(const char *variable)
-{
-    char value[1024];
-    const char *old = getenv(variable);
-    snprintf(value, sizeof value, "%s%shandle_segv=0:handle_sigbus=0:handle_abort=0", old ? old : "", old ? ":" : "");
-    setenv(variable, value, 1);
-}
-
 int main(int argc, char **argv)
 {
     if (argc == 3)
         be_a_caller(atoi(argv[1]), atoi(argv[2]));
-    let_workers_crash("ASAN_OPTIONS");
-    let_workers_crash("TSAN_OPTIONS");
-    let_workers_crash("UBSAN_OPTIONS");
+    kit_let_workers_crash();
     signal(SIGPIPE, SIG_DFL);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(death_while_compiling),
