@@ -391,7 +391,7 @@ static void trial_failed(dpi_session *s, const char *reason, dpi_status status)
 {
     recovery *r = s->recovery;
     suspect *x = r->first;
-    row_range range = r->range, second = r->range;
+    row_range range = r->range;
     snprintf(x->reason, sizeof x->reason, "%s", reason);
     range.failures++;
     bool pushed = true;
@@ -399,7 +399,7 @@ static void trial_failed(dpi_session *s, const char *reason, dpi_status status)
         pushed = push(x, range);
     } else if (range.rows > 1) {
         range.failures = 0;
-        second = range;
+        row_range second = range;
         range.rows /= 2;
         second.first += range.rows;
         second.rows -= range.rows;
