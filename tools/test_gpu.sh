@@ -115,13 +115,14 @@ step_refusals() {
     check engine-file "$dpinfer" run "$work/spread.engine" --input "$work/rows.npy" --output "$work/engine.npy"
     check engine-values compare "$work/cpu.npy" "$work/engine.npy" 1e-3
     head -c 100000 "$work/spread.engine" >"$work/cut.engine"
+    check broken "$python" "$root/tools/try_broken.py" "$dpinfer" "$root/models/digits.onnx" --backend tensorrt
     check engine-cut refused 2 cut.engine "$dpinfer" inspect "$work/cut.engine"
     check huge-batch refused 1 'lower --batch' "$dpinfer" inspect "$work/spread.onnx" --backend tensorrt --batch 4000000
     if "$python" -c 'import torch' 2>/dev/null; then check out-of-memory crowded; fi
     check no-such-gpu refused 2 cuda:7 "$dpinfer" inspect "$work/spread.onnx" --backend tensorrt --devices cuda:7
     check not-a-cpu refused 2 cpu:0 "$dpinfer" inspect "$work/spread.onnx" --backend tensorrt --devices cpu:0
     CUDA_VISIBLE_DEVICES='' check hidden refused 2 cuda:0 "$dpinfer" inspect "$work/spread.onnx" --backend tensorrt --devices cuda:0
-    cat "$work"/{unsupported,engine-cut,huge-batch,out-of-memory,no-such-gpu,hidden}.log 2>/dev/null | cut -c1-500
+    cat "$work"/{unsupported,broken,engine-cut,huge-batch,out-of-memory,no-such-gpu,hidden}.log 2>/dev/null | cut -c1-500
 }
 crowded() { # another program holds all but 600 MiB of the GPU
     "$python" - "$work" <<'P' &
@@ -159,7 +160,7 @@ step_kill() {
     check kill killed
     tail -n 1 "$work/kill.log"
     check kill-writes "$bin/test_gpu_kill" "$work/spread.onnx"
-    tail -n 2 "$work/kill-writes.log"
+    tail -n 8 "$work/kill-writes.log"
 }
 step_sanitizer() {
     local tool

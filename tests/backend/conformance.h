@@ -36,6 +36,7 @@ typedef struct conformance_kit {
     /* NULL, or a pattern below SOURCE/.deps/oldest: that library is tested, and skipped when it is not there. */
     const char *oldest;
     bool standard_cases; /* runs the ONNX standard's own cases */
+    bool parser_crashes; /* its library dies of some broken models: they are tried in workers only */
 } conformance_kit;
 
 extern const conformance_kit conformance_kit_sim, conformance_kit_onnxruntime, conformance_kit_openvino,

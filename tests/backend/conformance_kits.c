@@ -225,5 +225,6 @@ const conformance_kit conformance_kit_tensorrt = {.backend = &backend_tensorrt,
                                                   .make = tensorrt_make,
                                                   .reference = onnx_reference,
                                                   .narrowed = "int64 float64",
+                                                  .parser_crashes = true,
                                                   .may_refuse = "bool int8 uint8 int16 uint16 uint32 uint64 bfloat16 "
                                                                 "float64"};
