@@ -6,6 +6,7 @@ usage: try_broken.py DPINFER MODEL.onnx [ARGUMENTS for inspect...]
 Cut at random lengths, empty, noise, zeros, and single bits flipped near the start (which may leave a valid model).
 A library that crashes may take its worker with it, never the program: exit codes 0 (still valid), 1 and 2 are good.
 """
+import concurrent.futures
 import pathlib
 import random
 import subprocess
@@ -24,17 +25,31 @@ for i in range(16):
     at = draw.randrange(min(len(good), 200))
     cases[f"bit {i % 8} of byte {at} flipped"] = good[:at] + bytes([good[at] ^ 1 << i % 8]) + good[at + 1 :]
 
-failures, codes = 0, []
-with tempfile.TemporaryDirectory() as folder:
-    path = f"{folder}/broken.onnx"
-    for name, data in cases.items():
-        pathlib.Path(path).write_bytes(data)
+
+
+def attempt(name, folder):
+    """The exit code, and what is wrong with it or None."""
+    path = f"{folder}/{name.replace(' ', '-')}.onnx"
+    pathlib.Path(path).write_bytes(cases[name])
+    try:
         ended = subprocess.run([program, "inspect", path, *arguments], capture_output=True, timeout=120)
-        said = ended.stderr.decode(errors="backslashreplace")
-        codes.append(ended.returncode)
-        must_fail = "flipped" not in name and not name.startswith(("cut", "last"))
-        if ended.returncode not in ((1, 2) if must_fail else (0, 1, 2)) or (ended.returncode and path not in said):
-            failures += 1
-            print(f"{name}: exit code {ended.returncode}: {said[-600:]}")
-print(f"{len(cases)} broken models: {codes.count(2)} refused, {codes.count(1)} failed, {codes.count(0)} still valid, {failures} wrong")
-sys.exit(failures > 0)
+    except subprocess.TimeoutExpired:
+        return None, "no end after 120 s"
+    said = ended.stderr.decode(errors="backslashreplace")
+    must_fail = "flipped" not in name and not name.startswith(("cut", "last"))
+    if ended.returncode not in ((1, 2) if must_fail else (0, 1, 2)) or (ended.returncode and path not in said):
+        return ended.returncode, f"exit code {ended.returncode}: {said[-600:]}"
+    return ended.returncode, None
+
+
+with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(4) as pool:
+    outcomes = dict(zip(cases, pool.map(lambda name: attempt(name, folder), cases)))
+codes = [code for code, _ in outcomes.values()]
+wrong = {name: problem for name, (_, problem) in outcomes.items() if problem}
+for name, problem in wrong.items():
+    print(f"{name}: {problem}")
+print(
+    f"{len(cases)} broken models: {codes.count(2)} refused, {codes.count(1)} failed, {codes.count(0)} still valid, "
+    f"{len(wrong)} wrong"
+)
+sys.exit(bool(wrong))
