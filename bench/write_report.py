@@ -52,8 +52,8 @@ for model, title in (("resnet50", "ResNet-50"), ("mobilenetv2", "MobileNetV2")):
         lines += ["Peers on the same model, batch 8 per device, rows/s: "
                   f"the Python queue scheme with ONNX Runtime {queue['rows_per_s']:.1f}; "
                   f"one ONNX Runtime session on all threads {queue['one_session_all_threads_rows_per_s']:.1f}; "
-                  f"OpenVINO's throughput mode {ov['throughput_hint_rows_per_s']:.1f}; "
-                  f"OpenVINO, one stream on all threads {ov['one_stream_all_threads_rows_per_s']:.1f}.", ""]
+                  f"OpenVINO's benchmark_app in throughput mode {ov['throughput_hint_rows_per_s']:.1f}; "
+                  f"the same with one stream on all threads {ov['one_stream_all_threads_rows_per_s']:.1f}.", ""]
 half = read("resnet50-bf16.json")
 if half and first:
     full = next(r for r in first["rows"] if r["mode"] == "shard" and r["batch_per_device"] == 8)
