@@ -56,7 +56,7 @@ pip_install() {
     exit 1
 }
 venv() {
-    rm -rf .deps/venv
+    rm -rf .deps/venv .deps/tests.stamp
     "$python" -m venv .deps/venv
     pip_install -r requirements/engines.txt
 }
@@ -64,8 +64,12 @@ oldest() {
     rm -rf .deps/oldest
     pip_install --no-deps --target .deps/oldest -r requirements/oldest.txt
 }
+tests() { pip_install --no-deps -r requirements/tests.txt; }
 mkdir -p .deps
 install engines.stamp requirements/engines.txt venv
 case "${1:-}" in
-test | check) install oldest.stamp requirements/oldest.txt oldest ;;
+test | check)
+    install oldest.stamp requirements/oldest.txt oldest
+    install tests.stamp requirements/tests.txt tests
+    ;;
 esac

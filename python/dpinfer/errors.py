@@ -40,6 +40,12 @@ class Cancelled(Error):
     status, status_name = 3, "DPI_CANCELLED"
 
 
+class BadRows(Error):
+    """Done, but for rows that cannot be computed; their outputs are NaN, or 0 where the dtype has none."""
+
+    status, status_name = 4, "DPI_BAD_ROWS"
+
+
 class ArgumentError(Error, ValueError):
     """An argument or option is wrong."""
 
@@ -115,7 +121,7 @@ class InternalError(Error, RuntimeError):
 KINDS: Dict[int, Type[Error]] = {
     kind.status: kind
     for kind in (
-        Busy, Timeout, Cancelled, ArgumentError, ModelError, BackendError, DeviceError, DataError, EngineError,
+        Busy, Timeout, Cancelled, BadRows, ArgumentError, ModelError, BackendError, DeviceError, DataError, EngineError,
         WorkerError, FileError, ResourceError, ClosedError, ForkedError, InternalError,
     )
 }  # fmt: skip
