@@ -41,10 +41,10 @@ typedef struct run {
     int lead;                    /* its index, -1: no journal is kept */
     text_buffer facts;
     unsigned char id[16];
-    row_set done;         /* rows whose slices are done, on disk or not yet */
-    row_set fresh;        /* those that the journal does not know yet */
-    row_set todo_without; /* rows that an earlier run has finished */
-    uint64_t resumed_rows;
+    row_set done;                     /* rows whose slices are done, on disk or not yet */
+    row_set fresh;                    /* those that the journal does not know yet */
+    row_set todo_without;             /* rows that an earlier run has finished */
+    uint64_t resumed_rows, kept_rows; /* of an earlier run; by records that are on disk */
     bool started; /* rows are being computed, or were by an earlier run: what there is may be worth keeping */
     bool sealed;  /* an earlier run ended between its last row and its last rename */
     int64_t recorded_ns, record_took_ns;

@@ -73,6 +73,26 @@ with tempfile.TemporaryDirectory(prefix="dpinfer-resume-") as folder:
             check(out.read_bytes() == whole.read_bytes(), "another result")
             out.unlink()
 
+    # What a link leads to counts, not the link; another run meanwhile; beginning anew.
+    whole, out = work / "whole.csv", work / "out.csv"
+    (work / "names").write_text("a\nb\nc\nd\n")
+    (work / "link").symlink_to("names")
+    labels = ("--labels", "link")
+    check(run(work, whole.name, *labels, rows=15000).returncode == 0, "the run with labels failed")
+    stopped(work, 0.6, signal.SIGINT, out.name, *labels, rows=15000)
+    (work / "names").write_text("a\nb\nc\nother\n")
+    other = run(work, out.name, *labels, rows=15000)
+    check(other.returncode == 2 and "--labels" in other.stderr, f"labels behind a link: {other.returncode} {other.stderr}")
+    other = run(work, out.name, *labels, "--no-journal", rows=15000)
+    check(other.returncode == 2 and "--restart" in other.stderr, f"--no-journal: {other.returncode} {other.stderr}")
+    (work / "names").write_text("a\nb\nc\nd\n")
+    first = subprocess.Popen(command(work, out.name, *labels, "--restart", rows=15000), cwd=work, stderr=subprocess.DEVNULL)
+    time.sleep(0.4)
+    second = run(work, out.name, *labels, rows=15000)
+    check(second.returncode == 2 and "another run" in second.stderr, f"a second run: {second.returncode} {second.stderr}")
+    check(first.wait(60) == 0, "the first run suffered from the second")
+    check(out.read_bytes() == whole.read_bytes(), "--restart: another result")
+
 for failure in failures[:20]:
     print(failure)
 sys.exit(bool(failures))
