@@ -26,7 +26,6 @@ for i in range(16):
     cases[f"bit {i % 8} of byte {at} flipped"] = good[:at] + bytes([good[at] ^ 1 << i % 8]) + good[at + 1 :]
 
 
-
 def attempt(name, folder):
     """The exit code, and what is wrong with it or None."""
     path = f"{folder}/{name.replace(' ', '-')}.onnx"

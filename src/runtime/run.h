@@ -41,13 +41,14 @@ typedef struct run {
     int lead;                    /* its index, -1: no journal is kept */
     text_buffer facts;
     unsigned char id[16];
-    row_set done;                     /* rows whose slices are done, on disk or not yet */
-    row_set fresh;                    /* those that the journal does not know yet */
-    row_set todo_without;             /* rows that an earlier run has finished */
-    uint64_t resumed_rows, kept_rows; /* of an earlier run; by records that are on disk */
+    row_set done;         /* rows whose slices are done, on disk or not yet */
+    row_set fresh;        /* those that the journal does not know yet */
+    row_set todo_without; /* rows that an earlier run has finished */
+    uint64_t resumed_rows;
     bool started; /* rows are being computed, or were by an earlier run: what there is may be worth keeping */
     bool sealed;  /* an earlier run ended between its last row and its last rename */
     int64_t recorded_ns, record_took_ns;
+    uint64_t recorded_rows; /* those of `done` that the journal tells of, on disk */
 } run;
 
 /* Sinks are open. Reads their journals, compares, and begins each sink or goes on with it. DPI_E_DATA where something

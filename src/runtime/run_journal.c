@@ -22,8 +22,7 @@ static void add_file_fact(run *r, const char *key, int fd, const char *path)
     char place[PATH_MAX];
     file_mark mark = {0};
     int own = fd < 0 ? open(path, O_PATH | O_CLOEXEC) : -1; /* what a link leads to, not the link */
-    if (fd >= 0 || own >= 0)
-        file_mark_of(fd >= 0 ? fd : own, path, &mark);
+    file_mark_of(own >= 0 ? own : fd, path, &mark);
     if (own >= 0)
         close(own);
     journal_fact(&r->facts, key, "%s (%llu bytes, inode %llu, changed at %lld.%09lld)",
@@ -188,7 +187,7 @@ static dpi_status adopt_all(run *r, const file_mark *marks, size_t count, dpi_er
                                 : error_set(error, DPI_E_DATA, "%s tells of fewer files; --restart begins anew",
                                             journal_path(r->journals[r->lead]));
     r->sealed = !status;
-    r->resumed_rows = r->kept_rows = status ? 0 : r->rows;
+    r->resumed_rows = r->recorded_rows = status ? 0 : r->rows;
     return status;
 }
 
@@ -214,7 +213,7 @@ static dpi_status go_on(run *r, dpi_error *error)
     for (size_t o = 0; o < r->s->sig.output_count && !status; o++)
         if (r->journals[o])
             status = journal_go_on(r->journals[o], error);
-    r->resumed_rows = r->kept_rows = row_set_rows(&r->done);
+    r->resumed_rows = r->recorded_rows = row_set_rows(&r->done);
     r->formatted = r->has_csv ? r->resumed_rows : 0;
     r->started = r->resumed_rows > 0;
     return status;
@@ -343,7 +342,8 @@ static dpi_status record(run *r, dpi_error *error)
         status = create_journals(r, error);
     if (!status)
         status = journal_add(r->journals[r->lead], &r->fresh, text, r->s->sig.output_count, error);
-    r->kept_rows = status ? r->kept_rows : row_set_rows(&r->done);
+    if (!status)
+        r->recorded_rows = row_set_rows(&r->done);
     r->fresh.count = 0;
     return status;
 }
@@ -420,7 +420,7 @@ void run_close_sinks(run *r, dpi_status status, dpi_error *error)
     keep = keep && journal_is_written(r->journals[r->lead]);
     if (keep)
         error_set(error, status, "%.700s; %llu of %llu rows are kept, the same command goes on with them",
-                  story.message, (unsigned long long)r->kept_rows, (unsigned long long)r->rows);
+                  story.message, (unsigned long long)r->recorded_rows, (unsigned long long)r->rows);
     for (size_t o = 0; o < PORT_MAX; o++) {
         if (r->journals[o] && status && !keep && journal_is_written(r->journals[o]))
             journal_remove(r->journals[o], NULL);

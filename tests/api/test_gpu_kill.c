@@ -38,7 +38,7 @@ static size_t written(const unsigned char *memory, size_t bytes)
     return count;
 }
 
-/* Waits until the results of `row` stand in `out`; false after half a minute. */
+/* Waits until the results of `row` stand in `out`; false after a minute or two. */
 static bool has_come(const void *out, size_t row)
 {
     const volatile unsigned char *at = (const volatile unsigned char *)out + row * CLASSES * 4;

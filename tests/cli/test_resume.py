@@ -29,9 +29,25 @@ def run(work, *words, **more):
     return subprocess.run(command(work, *words, **more), cwd=work, capture_output=True, text=True, timeout=60)
 
 
-def stopped(work, after, number, *words, **more):
-    process = subprocess.Popen(command(work, *words, **more), cwd=work, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    time.sleep(after)
+def recording(process, journal, before=None):
+    """Waits until the run keeps a journal (another than one that was changed at `before`), or has ended."""
+    while process.poll() is None:
+        try:
+            if journal.stat().st_mtime_ns != before:
+                return
+        except FileNotFoundError:
+            pass
+        time.sleep(0.002)
+
+
+def stopped(work, after, number, output, *words, **more):
+    """Stops a run `after` seconds, or once it keeps a journal where that is None."""
+    process = subprocess.Popen(command(work, output, *words, **more), cwd=work, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True)
+    if after is None:
+        recording(process, work / f"{output}.journal")
+    else:
+        time.sleep(after)
     process.send_signal(number)
     return process.wait(30), process.stderr.read()
 
@@ -55,7 +71,7 @@ with tempfile.TemporaryDirectory(prefix="dpinfer-resume-") as folder:
             check(not list(work.glob("*.part")) and not list(work.glob("*.journal")), "not tidied up")
             out.unlink()
         for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-            got, text = stopped(work, 0.6, number, out.name)
+            got, text = stopped(work, None, number, out.name)
             check(got == code, f"{signal.Signals(number).name} ended with {got}: {text}")
             check("goes on" in text, f"{text!r} does not say that the same command goes on")
             refused = {("--rows", "0:5000"): "--rows", ("--batch", "5"): "--batch"}
@@ -79,15 +95,17 @@ with tempfile.TemporaryDirectory(prefix="dpinfer-resume-") as folder:
     (work / "link").symlink_to("names")
     labels = ("--labels", "link")
     check(run(work, whole.name, *labels, rows=15000).returncode == 0, "the run with labels failed")
-    stopped(work, 0.6, signal.SIGINT, out.name, *labels, rows=15000)
+    stopped(work, None, signal.SIGINT, out.name, *labels, rows=15000)
     (work / "names").write_text("a\nb\nc\nother\n")
     other = run(work, out.name, *labels, rows=15000)
     check(other.returncode == 2 and "--labels" in other.stderr, f"labels behind a link: {other.returncode} {other.stderr}")
     other = run(work, out.name, *labels, "--no-journal", rows=15000)
     check(other.returncode == 2 and "--restart" in other.stderr, f"--no-journal: {other.returncode} {other.stderr}")
     (work / "names").write_text("a\nb\nc\nd\n")
+    journal = work / "out.csv.journal"
+    before = journal.stat().st_mtime_ns
     first = subprocess.Popen(command(work, out.name, *labels, "--restart", rows=15000), cwd=work, stderr=subprocess.DEVNULL)
-    time.sleep(0.4)
+    recording(first, journal, before)
     second = run(work, out.name, *labels, rows=15000)
     check(second.returncode == 2 and "another run" in second.stderr, f"a second run: {second.returncode} {second.stderr}")
     check(first.wait(60) == 0, "the first run suffered from the second")
