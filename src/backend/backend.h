@@ -169,6 +169,11 @@ typedef struct backend {
      * and none of the call's memory in use. NULL where no engine has more than depth 1. */
     dpi_status (*enqueue)(backend_engine *engine, int slot, const backend_call *call, dpi_error *error);
     dpi_status (*wait)(backend_engine *engine, int slot, backend_timing *timing, dpi_error *error);
+    /* depth > 1, for measuring: brings the rows of `call` in, computes them `times` times over and waits; no results
+     * come out. *ns is what the device itself took for the computations, which is what the engine gives when no rows
+     * travel. Nothing else may be in flight. NULL: the engine works on the host's memory. */
+    dpi_status (*compute_alone)(backend_engine *engine, const backend_call *call, size_t times, uint64_t *ns,
+                                dpi_error *error);
 
     /* Memory that calls will read from or write to, told once when first seen; lets GPUs copy from it directly.
      * NULL: no use for it. A failure is not an error: copies are slower. */

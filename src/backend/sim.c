@@ -364,6 +364,19 @@ static dpi_status sim_wait(backend_engine *e, int slot, backend_timing *timing, 
     return status;
 }
 
+static dpi_status sim_compute_alone(backend_engine *e, const backend_call *call, size_t times, uint64_t *ns,
+                                    dpi_error *error)
+{
+    sim_slice s;
+    dpi_status status = begin_slice(e, call, &s, error);
+    if (!status)
+        status = sim_strike(&e->model, call, s.number, error);
+    *ns = status ? 0 : (uint64_t)s.stage_ns[COMPUTE] * times;
+    if (!status)
+        spend(&e->model, clock_now_ns() + (int64_t)*ns);
+    return status;
+}
+
 /* At any depth, for callers that have one call at a time. */
 static dpi_status sim_run(backend_engine *e, const backend_call *call, backend_timing *timing, dpi_error *error)
 {
@@ -401,5 +414,6 @@ const backend backend_sim = {
     .run = sim_run,
     .enqueue = sim_enqueue,
     .wait = sim_wait,
+    .compute_alone = sim_compute_alone,
     .export_engine = sim_export,
 };

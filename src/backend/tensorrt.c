@@ -618,7 +618,7 @@ static dpi_status bind(backend_engine *e, int slot, const backend_call *call, dp
     return status;
 }
 
-static dpi_status send(backend_engine *e, int slot, const backend_call *call, dpi_error *error)
+static dpi_status rows_in(backend_engine *e, int slot, const backend_call *call, dpi_error *error)
 {
     dpi_status status = DPI_OK;
     for (size_t i = 0; i < e->sig.input_count && !status; i++) {
@@ -627,15 +627,12 @@ static dpi_status send(backend_engine *e, int slot, const backend_call *call, dp
             return error_set(error, DPI_E_INTERNAL, "a call has no complete shape for %s", e->sig.inputs[i].name);
         status = cuda_pipe_in(e->pipe, slot, i, call->inputs[i].data, bytes, error);
     }
-    CUstream stream;
-    if (!status)
-        status = bind(e, slot, call, error);
-    if (!status)
-        status = cuda_pipe_compute(e->pipe, slot, &stream, error);
-    if (!status)
-        status = start_compute(e, &e->launches[slot], call, stream, error);
-    if (!status)
-        status = cuda_pipe_computed(e->pipe, slot, error);
+    return status;
+}
+
+static dpi_status rows_out(backend_engine *e, int slot, const backend_call *call, dpi_error *error)
+{
+    dpi_status status = DPI_OK;
     for (size_t o = 0; o < e->sig.output_count && !status; o++) {
         size_t bytes = 0;
         const backend_array *a = &call->outputs[o];
@@ -643,15 +640,32 @@ static dpi_status send(backend_engine *e, int slot, const backend_call *call, dp
             return error_set(error, DPI_E_INTERNAL, "a call has no complete shape for %s", e->sig.outputs[o].name);
         status = cuda_pipe_out(e->pipe, slot, output_array(e, o), a->data, bytes, error);
     }
-    return status ? status : cuda_pipe_end(e->pipe, slot, error);
+    return status;
+}
+
+/* Rows in, and `times` computations of them. */
+static dpi_status send(backend_engine *e, int slot, const backend_call *call, size_t times, dpi_error *error)
+{
+    CUstream stream;
+    dpi_status status = cuda_pipe_enter(e->pipe, error);
+    if (!status)
+        status = rows_in(e, slot, call, error);
+    if (!status)
+        status = bind(e, slot, call, error);
+    if (!status)
+        status = cuda_pipe_compute(e->pipe, slot, &stream, error);
+    for (size_t i = 0; i < times && !status; i++)
+        status = start_compute(e, &e->launches[slot], call, stream, error);
+    return status ? status : cuda_pipe_computed(e->pipe, slot, error);
 }
 
 static dpi_status rt_enqueue(backend_engine *e, int slot, const backend_call *call, dpi_error *error)
 {
-    dpi_status status = cuda_pipe_enter(e->pipe, error);
-    if (status)
-        return status;
-    status = send(e, slot, call, error);
+    dpi_status status = send(e, slot, call, 1, error);
+    if (!status)
+        status = rows_out(e, slot, call, error);
+    if (!status)
+        status = cuda_pipe_end(e->pipe, slot, error);
     if (status)
         cuda_pipe_abandon(e->pipe, slot);
     return status;
@@ -666,6 +680,22 @@ static dpi_status rt_run(backend_engine *e, const backend_call *call, backend_ti
 {
     dpi_status status = rt_enqueue(e, 0, call, error);
     return status ? status : rt_wait(e, 0, timing, error);
+}
+
+static dpi_status rt_compute_alone(backend_engine *e, const backend_call *call, size_t times, uint64_t *ns,
+                                   dpi_error *error)
+{
+    backend_timing timing = {0};
+    *ns = 0;
+    dpi_status status = send(e, 0, call, times, error);
+    if (!status)
+        status = cuda_pipe_end(e->pipe, 0, error);
+    if (status)
+        cuda_pipe_abandon(e->pipe, 0);
+    else
+        status = rt_wait(e, 0, &timing, error);
+    *ns = timing.compute_ns;
+    return status;
 }
 
 static void rt_register(backend_engine *e, void *memory, size_t bytes, bool writable)
@@ -700,6 +730,7 @@ const backend backend_tensorrt = {
     .run = rt_run,
     .enqueue = rt_enqueue,
     .wait = rt_wait,
+    .compute_alone = rt_compute_alone,
     .memory_register = rt_register,
     .memory_unregister = rt_unregister,
     .export_engine = rt_export,

@@ -82,6 +82,5 @@ int cmd_devices(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
 int cmd_compile(int argc, char **argv);
 int cmd_cache(int argc, char **argv);
-int cmd_engine(int argc, char **argv); /* bench's bare loop, one process per device; not for people */
 
 #endif

@@ -1,11 +1,11 @@
 /* bench: single, split and sharded in turn, beside the engine alone; a table, and JSON for a plot. */
 #include "cli/cli.h"
-#include "cli/engine_alone.h"
 
 #include "base/clock.h"
 #include "base/tensor.h"
 #include "base/topology.h"
 #include "data/npy.h"
+#include "runtime/bare.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -56,7 +56,7 @@ typedef struct bench {
     uint64_t rows; /* of each measurement */
     dpi_session *one, *all;
     dpi_description d;
-    engine_alone *alone;
+    bare_engines *alone;
     double alone_rates[MAX_REPEATS];
     dpi_tensor inputs[PORT_MAX], outputs[IN_FLIGHT][PORT_MAX]; /* in the arena of `all`, for batch * devices rows */
     dpi_tensor one_inputs[PORT_MAX], one_outputs[PORT_MAX];
@@ -362,10 +362,10 @@ static dpi_status run_batch_size(bench *b, result *results, size_t count, uint64
     if (!status)
         status = make_files(b, error);
     if (!status)
-        status = engine_alone_start(b->o, &b->d, b->batch, &b->alone, error);
+        status = bare_start(b->all, b->batch, &b->alone, error);
     for (uint64_t turn = 0; turn < repeats && !status && !cli_signal(); turn++) {
         double seconds = b->o->seconds_given ? b->o->seconds : 1;
-        status = engine_alone_run(b->alone, seconds, &b->alone_rates[turn], error);
+        status = bare_run(b->alone, seconds, &b->alone_rates[turn], error);
         for (size_t i = 0; i < count && !status && !cli_signal(); i++) {
             results[i].batch = b->batch;
             results[i].devices = results[i].mode == SINGLE ? 1 : b->devices;
@@ -374,7 +374,7 @@ static dpi_status run_batch_size(bench *b, result *results, size_t count, uint64
     }
     if (!status && cli_signal())
         status = error_set(error, DPI_CANCELLED, "stopped");
-    engine_alone_stop(b->alone);
+    bare_stop(b->alone);
     b->alone = NULL;
     remove_files(b);
     return status;
@@ -393,9 +393,11 @@ static void print_line(const result *r, double base_rate)
 {
     double rate = quantile(r->rates, r->repeats, 0.5);
     double spread = rate > 0 ? (quantile(r->rates, r->repeats, 1) - quantile(r->rates, r->repeats, 0)) / rate : 0;
-    printf("%-15s %7zu %6zu %9.3f %11.1f %8.2f %10.3f", mode_names[r->mode], r->devices, r->batch,
-           quantile(r->seconds, r->repeats, 0.5), rate, base_rate > 0 ? rate / base_rate : 0,
-           quantile(r->ratios, r->repeats, 0.5));
+    char speed_up[24] = "-"; /* without `single` there is nothing to compare with */
+    if (base_rate > 0)
+        snprintf(speed_up, sizeof speed_up, "%.2f", rate / base_rate);
+    printf("%-15s %7zu %6zu %9.3f %11.1f %8s %10.3f", mode_names[r->mode], r->devices, r->batch,
+           quantile(r->seconds, r->repeats, 0.5), rate, speed_up, quantile(r->ratios, r->repeats, 0.5));
     if (r->latency_count)
         printf(" %8.2f %8.2f %8.2f", quantile(r->latencies_ms, r->latency_count, 0.5),
                quantile(r->latencies_ms, r->latency_count, 0.9), quantile(r->latencies_ms, r->latency_count, 0.99));
@@ -420,12 +422,13 @@ static json_t *result_json(const result *r, double base_rate)
     for (int i = 0; i < 6; i++)
         json_object_set_new(loss, loss_names[i], json_real(r->device_s > 0 ? r->loss_s[i] / r->device_s : 0));
     return json_pack(
-        "{s:s, s:I, s:I, s:f, s:f, s:f, s:f, s:[ff], s:f, s:f, s:f, s:I, s:o}", "mode", mode_names[r->mode], "devices",
+        "{s:s, s:I, s:I, s:f, s:f, s:o, s:f, s:[ff], s:f, s:f, s:f, s:I, s:o}", "mode", mode_names[r->mode], "devices",
         (json_int_t)r->devices, "batch_per_device", (json_int_t)r->batch, "seconds",
-        quantile(r->seconds, r->repeats, 0.5), "rows_per_s", rate, "speedup", base_rate > 0 ? rate / base_rate : 0.0,
-        "efficiency", quantile(r->ratios, r->repeats, 0.5), "efficiency_interval", low, high, "p50_ms",
-        quantile(r->latencies_ms, r->latency_count, 0.5), "p90_ms", quantile(r->latencies_ms, r->latency_count, 0.9),
-        "p99_ms", quantile(r->latencies_ms, r->latency_count, 0.99), "repeats", (json_int_t)r->repeats, "loss", loss);
+        quantile(r->seconds, r->repeats, 0.5), "rows_per_s", rate, "speedup",
+        base_rate > 0 ? json_real(rate / base_rate) : json_null(), "efficiency", quantile(r->ratios, r->repeats, 0.5),
+        "efficiency_interval", low, high, "p50_ms", quantile(r->latencies_ms, r->latency_count, 0.5), "p90_ms",
+        quantile(r->latencies_ms, r->latency_count, 0.9), "p99_ms", quantile(r->latencies_ms, r->latency_count, 0.99),
+        "repeats", (json_int_t)r->repeats, "loss", loss);
 }
 
 static json_t *machine_json(void)

@@ -21,8 +21,8 @@ static const char usage[] =
 static const struct {
     const char *name;
     int (*run)(int argc, char **argv);
-} commands[] = {{"run", cmd_run},         {"bench", cmd_bench}, {"devices", cmd_devices}, {"inspect", cmd_inspect},
-                {"compile", cmd_compile}, {"cache", cmd_cache}, {"__engine", cmd_engine}};
+} commands[] = {{"run", cmd_run},         {"bench", cmd_bench},     {"devices", cmd_devices},
+                {"inspect", cmd_inspect}, {"compile", cmd_compile}, {"cache", cmd_cache}};
 
 int main(int argc, char **argv)
 {

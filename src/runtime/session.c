@@ -60,8 +60,7 @@ static dpi_status check_options(const dpi_options *o, dpi_error *error)
     return DPI_OK;
 }
 
-/* The worker program: option, DPINFER_WORKER, beside the library or program, ../libexec/dpinfer. */
-static dpi_status find_worker(const dpi_options *o, char **path, dpi_error *error)
+dpi_status session_find_worker(const dpi_options *o, char **path, dpi_error *error)
 {
     const char *named = o->worker_path ? o->worker_path : getenv("DPINFER_WORKER");
     if (named && *named) {
@@ -322,7 +321,7 @@ static dpi_status prepare(dpi_session *s, const dpi_options *o, const char *form
     s->bad_row_context = o->bad_row_context;
     s->event = o->event;
     s->event_context = o->event_context;
-    dpi_status status = s->in_caller ? DPI_OK : find_worker(o, &s->worker_path, error);
+    dpi_status status = s->in_caller ? DPI_OK : session_find_worker(o, &s->worker_path, error);
     if (status)
         return status;
     const char *devices = o->devices ? o->devices : "auto";

@@ -176,6 +176,9 @@ dpi_status session_open(const dpi_options *options, dpi_session **out, dpi_error
 void session_close(dpi_session *s);
 /* DPI_OK, or why no call may be made on this session: forked, failed. */
 dpi_status session_usable(dpi_session *s, dpi_error *error);
+/* The worker program: option, DPINFER_WORKER, beside the library or program, ../libexec/dpinfer. *path (NULL before) is
+ * the caller's to free. */
+dpi_status session_find_worker(const dpi_options *o, char **path, dpi_error *error);
 /* Whether two engines see the same inputs and outputs in a model. */
 bool session_same_signature(const signature *a, const signature *b);
 /* DPI_OK while the worker program and the model are the files that they were at the opening. */

@@ -75,6 +75,10 @@ typedef struct worker {
 /* Reads the setup message, loads the backend, opens the engine, probes it, and sends the report (or the failure).
  * DPI_OK: the worker is ready. */
 dpi_status worker_open(worker *w, dpi_error *error);
+/* Two steps of worker_open, for bench's bare loop: takes a setup message (pins the process, sets its limits); loads
+ * library and engine, and finds the broadcast inputs in w->inputs. */
+dpi_status worker_take_setup(worker *w, const json_t *message, dpi_error *error);
+dpi_status worker_load_engine(worker *w, worker_report *report, hash128 *key, dpi_error *error);
 /* Serves until control.shutdown. */
 void worker_loop(worker *w);
 /* Frees what worker_open took; only in thread isolation (a worker process ends by _exit). */

@@ -4,6 +4,7 @@
 #include "data/sigbus.h"
 #include "ipc/arena.h"
 #include "ipc/child.h"
+#include "runtime/bare.h"
 #include "runtime/gpus.h"
 #include "runtime/worker.h"
 
@@ -48,6 +49,8 @@ int main(int argc, char **argv)
     uint64_t parent, index, generation;
     if (argc == 2 && strcmp(argv[1], GPUS_ARGUMENT) == 0)
         return gpus_main();
+    if (argc == 3 && strcmp(argv[1], BARE_ARGUMENT) == 0 && text_to_u64(argv[2], 1, INT32_MAX, &parent))
+        return bare_main((pid_t)parent);
     if (argc != 4 || !text_to_u64(argv[1], 1, INT32_MAX, &parent) ||
         !text_to_u64(argv[2], 0, LAYOUT_WORKERS - 1, &index) || !text_to_u64(argv[3], 1, UINT32_MAX, &generation)) {
         fprintf(stderr, "dpinfer-worker is started by dpinfer; run `dpinfer --help` instead\n");

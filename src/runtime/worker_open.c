@@ -167,6 +167,8 @@ static dpi_status open_cached(worker *w, backend_open_options *options, hash128 
     return status;
 }
 
+/* From the setup to an engine: loads the library, maps the model, and takes the engine from the cache or compiles it.
+ */
 static dpi_status load_and_open(worker *w, worker_report *report, hash128 *key, dpi_error *error)
 {
     worker_setup *s = &w->setup;
@@ -239,6 +241,12 @@ static dpi_status place_broadcast(worker *w, dpi_error *error)
     return signature_fixed_rows(&w->sig, w->setup.broadcast, w->setup.broadcast_count, &w->fixed_rows, error);
 }
 
+dpi_status worker_load_engine(worker *w, worker_report *report, hash128 *key, dpi_error *error)
+{
+    dpi_status status = load_and_open(w, report, key, error);
+    return status ? status : place_broadcast(w, error);
+}
+
 static dpi_status run_probe(worker *w, worker_report *report, dpi_error *error)
 {
     set_stage(w, STAGE_PROBING);
@@ -282,9 +290,7 @@ static dpi_status build(worker *w, worker_report *report, dpi_error *error)
 {
     int64_t began_ns = clock_now_ns();
     hash128 key = {0};
-    dpi_status status = load_and_open(w, report, &key, error);
-    if (!status)
-        status = place_broadcast(w, error);
+    dpi_status status = worker_load_engine(w, report, &key, error);
     if (!status)
         status = run_probe(w, report, error);
     if (status)
@@ -304,6 +310,18 @@ static dpi_status build(worker *w, worker_report *report, dpi_error *error)
     return DPI_OK;
 }
 
+dpi_status worker_take_setup(worker *w, const json_t *message, dpi_error *error)
+{
+    dpi_status status = setup_from_json(message, &w->setup, error);
+    if (status)
+        return status;
+    w->log.level = w->setup.log_level;
+    w->setup.device.generation = w->generation;
+    if (w->setup.device.pinned && w->setup.device.cpu_count)
+        pin(w);
+    return worker_sandbox_limits(w, error);
+}
+
 dpi_status worker_open(worker *w, dpi_error *error)
 {
     error_clear(error);
@@ -312,17 +330,10 @@ dpi_status worker_open(worker *w, dpi_error *error)
     if (status)
         return status == DPI_TIMEOUT ? error_set(error, DPI_E_WORKER, "no setup message came") : status;
     worker_report report = {0};
-    status = setup_from_json(message, &w->setup, error);
+    status = worker_take_setup(w, message, error);
     json_decref(message);
-    if (!status) {
-        w->log.level = w->setup.log_level;
-        w->setup.device.generation = w->generation;
-        if (w->setup.device.pinned && w->setup.device.cpu_count)
-            pin(w);
-        status = worker_sandbox_limits(w, error);
-        if (!status && (status = build(w, &report, error)))
-            worker_sandbox_explain(w, error);
-    }
+    if (!status && (status = build(w, &report, error)))
+        worker_sandbox_explain(w, error);
     json_t *reply = status ? NULL : report_to_json(&report);
     if (!status && !reply)
         status = error_set(error, DPI_E_MODEL, "the model's port names are not valid UTF-8");

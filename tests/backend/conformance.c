@@ -538,6 +538,30 @@ static dpi_status open_stored(const conformance *suite, const char *path, int fd
     return status;
 }
 
+static void computing_alone_tells_the_devices_time_and_leaves_the_engine_fit(void **state)
+{
+    const conformance *suite = *state;
+    const backend *b = suite->kit->backend;
+    if (!b->compute_alone)
+        skip();
+    char *path = conformance_make(suite, "mlp");
+    dpi_status status;
+    dpi_error error = {0};
+    backend_engine *engine = conformance_open(suite, path, 32, &status, &error);
+    assert_non_null(engine);
+    trial *t = conformance_start(suite, engine, "mlp", 32);
+    backend_call call = {.rows = 32, .inputs = t->in, .outputs = t->out};
+    uint64_t few_ns = 0, many_ns = 0;
+    assert_int_equal(b->compute_alone(engine, &call, 1, &few_ns, &error), DPI_OK);
+    assert_int_equal(b->compute_alone(engine, &call, 100, &many_ns, &error), DPI_OK);
+    assert_true(many_ns > few_ns || (!many_ns && strcmp(b->name, "sim") == 0)); /* sim's mlp takes no time */
+    trial_run(t);
+    trial_check_reference(t);
+    trial_end(t);
+    b->close(engine);
+    free(path);
+}
+
 static void a_stored_engine_computes_the_same(void **state)
 {
     const conformance *suite = *state;
@@ -638,6 +662,7 @@ static int run_suite(conformance *suite)
         T(a_model_that_lies_about_its_size_is_refused),
         T(a_path_that_is_no_file_is_named),
         T(engines_are_opened_and_closed_again),
+        T(computing_alone_tells_the_devices_time_and_leaves_the_engine_fit),
         T(a_stored_engine_computes_the_same),
         T(conformance_standard_cases),
     };

@@ -68,6 +68,17 @@ assert set(table) == {"machine", "model", "backend", "engine_alone", "rows"}, se
 assert [r["mode"] for r in table["rows"]] == ["single", "split", "split-blocking", "shard"] * 2
 assert all(r["rows_per_s"] > 0 and 0 <= r["loss"]["compute"] <= 1.5 for r in table["rows"]), table["rows"]
 run("bench", model, "--batch", "4", "--rows", "64", "--repeats", "1", "--seconds", "0.05", says=["engine alone", "speed-up"])
+# The engine alone on a device with memory of its own: no rows travel. 64 rows in 2 ms by the model, on two devices.
+(work / "gpu.sim").write_text("input x float32 N 3 16 16\noutput y float32 N 10\ntouch none\ndepth 3\nfixed_us 2000\n"
+                              "copy_in_mb_s 1000\ncopy_out_mb_s 1000\n")
+table = json.loads(run("bench", work / "gpu.sim", "--devices", "sim:0,sim:1", "--batch", "64", "--rows", "256", "--mode",
+                       "shard", "--repeats", "1", "--seconds", "0.05", "--json").stdout)
+assert abs(table["engine_alone"][0]["rows_per_s"] - 64000) < 64, table
+assert table["rows"][0]["speedup"] is None, table
+assert " - " in run("bench", work / "gpu.sim", "--devices", "sim:0", "--batch", "64", "--rows", "256", "--mode", "shard",
+                    "--repeats", "1", "--seconds", "0.05").stdout
+run("bench", work / "gpu.sim", "--batch", "64", "--isolation", "thread", "--devices", "sim:0", "--rows", "128", "--mode",
+    "split", "--repeats", "1", "--seconds", "0.05", says="engine alone")
 run("cache", "list", "--cache-dir", work / "cache", says="0 engines")
 run("compile", model, "--cache-dir", work / "cache", says="compiled")
 run("compile", model, "--cache-dir", work / "cache", says="from the cache")
