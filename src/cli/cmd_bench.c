@@ -23,7 +23,8 @@ static const char help[] =
     "    dpinfer bench net.onnx --devices cpu:0,cpu:1 --mode split,shard --repeats 15 --json results.json\n"
     "\n"
     "    --batch LIST      rows per device, a sweep (default 32)\n"
-    "    --rows N          rows of each measurement (default: about a second's worth)\n"
+    "    --rows N          rows of each measurement (default: about a second's worth,\n"
+    "                      of which shard mode makes a file in TMPDIR, of at most an eighth of the memory)\n"
     "    --mode LIST       of single, split, split-blocking, shard (default all)\n"
     "    --repeats N       of everything, in turn; the median is shown (default 3)\n"
     "    --json[=FILE]     machine, model, backend, engine_alone and rows, as one JSON object\n"
@@ -306,6 +307,18 @@ static dpi_status measure(bench *b, result *r, size_t turn, dpi_error *error)
     return DPI_OK;
 }
 
+/* 2 GiB, or more where that stays in the page cache with ease. */
+static uint64_t most_file_bytes(void)
+{
+    topology t;
+    uint64_t memory = 0;
+    if (topology_read(&t, NULL) == DPI_OK) {
+        memory = t.memory_bytes;
+        topology_free(&t);
+    }
+    return memory / 8 > 1ull << 31 ? memory / 8 : 1ull << 31;
+}
+
 #define WARM_UPS 25 /* the adaptive plan has settled after 20 */
 
 /* Warm-up; and how many rows a second's worth is, where --rows does not say. */
@@ -329,8 +342,9 @@ static dpi_status warm_up(bench *b, dpi_error *error)
     for (size_t i = 0; i < b->d.input_count; i++)
         if (shape_row_bytes(b->d.inputs[i].dtype, b->inputs[i].shape, b->d.inputs[i].rank, &bytes))
             row_bytes += bytes;
-    if (!asked && b->rows > (1ull << 31) / row_bytes) /* the shard mode's file: 2 GiB at most */
-        b->rows = (1ull << 31) / row_bytes + 1;
+    uint64_t most = most_file_bytes();
+    if (!asked && b->rows > most / row_bytes) /* the shard mode's file */
+        b->rows = most / row_bytes + 1;
     return status;
 }
 

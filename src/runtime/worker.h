@@ -35,6 +35,8 @@ typedef struct flight {
     bool new_shape;
 } flight;
 
+#define WORKER_TURNS 4
+
 /* Places to look for work, remembered per slot so that no word is tried twice for the same batch. */
 typedef struct slot_cursor {
     uint32_t sequence, next;
@@ -63,6 +65,9 @@ typedef struct worker {
 
     flight flights[BACKEND_MAX_DEPTH];
     unsigned flight_head, flight_count; /* ring: oldest at head */
+    int64_t turn_ns;                    /* since when the oldest flight is the oldest */
+    int64_t turns[WORKER_TURNS];        /* how long the last ones, of turn_rows rows, have been that */
+    size_t turn_rows, turn_count;
     slot_cursor cursors[LAYOUT_SLOTS];
     uint32_t mail_seen;
     uint64_t trial_seen;

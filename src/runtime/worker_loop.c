@@ -24,7 +24,29 @@ void worker_show_busy(worker *w, const flight *f, int64_t since_ns)
 /* Shows the oldest flight. Its turn begins now: those behind it wait in the engine's queue, and that is no hang. */
 static void show_turn(worker *w)
 {
-    worker_show_busy(w, w->flight_count ? &w->flights[w->flight_head] : NULL, clock_now_ns());
+    w->turn_ns = clock_now_ns();
+    worker_show_busy(w, w->flight_count ? &w->flights[w->flight_head] : NULL, w->turn_ns);
+}
+
+/* Until when the oldest flight is not worth waiting for in the engine: most of the shortest of the last turns of as
+ * many rows. */
+static int64_t turn_not_before(const worker *w)
+{
+    int64_t shortest = INT64_MAX;
+    if (w->flights[w->flight_head].call_rows != w->turn_rows)
+        return 0;
+    for (int i = 0; i < WORKER_TURNS; i++)
+        shortest = w->turns[i] < shortest ? w->turns[i] : shortest;
+    return w->turn_ns + shortest / 8 * 7;
+}
+
+static void note_turn(worker *w, const flight *f)
+{
+    if (f->call_rows != w->turn_rows)
+        for (int i = 0; i < WORKER_TURNS; i++)
+            w->turns[i] = 0;
+    w->turn_rows = f->call_rows;
+    w->turns[w->turn_count++ % WORKER_TURNS] = clock_now_ns() - w->turn_ns;
 }
 
 static void account(worker *w, const flight *f, backend_timing timing, int64_t computed_ns)
@@ -85,7 +107,7 @@ static bool take_off(worker *w, int64_t *look_again_ns)
     f->loaded_ns = clock_now_ns();
     worker_step(w, STEP_LOADED);
     if (!w->flight_count)
-        worker_show_busy(w, f, f->started_ns);
+        worker_show_busy(w, f, w->turn_ns = f->started_ns);
     backend_timing timing = {0};
     if (status || w->depth == 1) {
         if (w->engine_lock)
@@ -112,10 +134,24 @@ static void land_oldest(worker *w)
     error_clear(&error);
     backend_timing timing = {0};
     dpi_status status = w->backend->wait(w->engine, (int)w->flight_head, &timing, &error);
+    note_turn(w, f);
     land(w, f, status, timing, &error);
     w->flight_head = (w->flight_head + 1) % (unsigned)w->depth;
     w->flight_count--;
     show_turn(w); /* after the word: see land_at_once */
+}
+
+/* With room for more in flight, a worker waits on its bell first, so that work which comes meanwhile starts at once:
+ * true when there may be some. The last part of a turn it waits in the engine, which knows best when it is over. */
+static bool hear_of_more(worker *w, uint32_t seen, int64_t look_again_ns)
+{
+    int64_t engine_from_ns = turn_not_before(w),
+            until_ns = look_again_ns < engine_from_ns ? look_again_ns : engine_from_ns;
+    if (clock_now_ns() >= engine_from_ns)
+        return false;
+    static const bell_patience patience = {.mode = DPI_WAIT_BLOCK};
+    bool rung = bell_wait(&w->control->workers[w->index].bell, seen, &w->page->sleeping, patience, until_ns);
+    return rung || clock_now_ns() < engine_from_ns;
 }
 
 void worker_loop(worker *w)
@@ -136,7 +172,8 @@ void worker_loop(worker *w)
         if (w->flight_count < (unsigned)w->depth && take_off(w, &look_again_ns))
             continue;
         if (w->flight_count) {
-            land_oldest(w);
+            if (w->flight_count == (unsigned)w->depth || !hear_of_more(w, seen, look_again_ns))
+                land_oldest(w);
             continue;
         }
         if (!w->last_idle_ns)
