@@ -173,8 +173,8 @@ typedef struct dpi_bad_row {
 typedef void (*dpi_bad_row_fn)(void *context, const dpi_bad_row *row);
 
 /* Receives what happens to workers, one JSON object a line without newline: {"event": "started" | "died" | "replayed" |
- * "retired" | "bad_row" | ..., "worker": 1, "device": "sim:1", ...}. Called from dpinfer's own thread; must not call
- * dpinfer. */
+ * "retired" | "bad_row" | ..., "worker": 1, "device": "sim:1", ...}; docs/reliability.md lists them all. Called from
+ * dpinfer's own thread; must not call dpinfer. */
 typedef void (*dpi_event_fn)(void *context, const char *json);
 
 /* The smallest of 1, 2, 4, ... 256 rows within 2 % of the best rate that fits in the device's memory; the least of all
@@ -260,6 +260,40 @@ DPI_API dpi_status dpi_open(const dpi_options *options, dpi_session **session, d
 /* Ends the session: cancels what is in flight, ends the workers, frees everything, also buffers of dpi_alloc.
  * NULL is fine. Never fails; takes at most a few seconds. */
 DPI_API void dpi_close(dpi_session *session);
+
+/* ---- devices of an open session --------------------------------------------------------------------------------- */
+
+/* Adds devices, or brings back those that were given up or removed, while batches and a dpi_run go on.
+ * `devices`: a list as in dpi_options.devices without "auto". A name whose device was given up or removed is that
+ * device again: its worker number, its statistics, deaths in a row forgotten. Any other name is a new device, also one
+ * that the session has already (two workers then share it, as in "cpu:0*2"); it gets the next number.
+ * Blocks until all of them are ready, and then they take part: in what is planned from now on, in what is in flight as
+ * far as others are to give something up (stolen and orphaned slices), and in a dpi_run from its next slice on. All or
+ * none: when one does not start, none is added and none is left running.
+ * A new worker passes what workers pass at dpi_open: the same files of program and model, the probe, the same inputs
+ * and outputs, the same bits from the same engine. Another engine than the others' makes the session mixed
+ * (dpi_describe shows it); it is refused by `deterministic`, and while a dpi_run is under way, whose result must have
+ * one origin. A device that comes back must have the engine that it had. Refused as well: a device that takes fewer
+ * rows at once than the session's slices have, and one whose bits depend on the slice size in a session that has not
+ * fixed it. A fixed split by total_batch_size is spread anew; one by batch_size_list only takes back its own devices.
+ * timeout_ms: 0: as long as the compile timeout allows; > 0: then the workers are ended, DPI_TIMEOUT.
+ * At most 256 names a session, removed ones included. Any thread; one change of a session at a time, others wait.
+ * DPI_E_ARGUMENT: isolation=thread, "auto", a timeout below 0. DPI_E_DEVICE: no such device, too many, another engine.
+ * Otherwise what dpi_open would say. After any error the session goes on as it was. */
+DPI_API dpi_status dpi_device_add(dpi_session *session, const char *devices, int64_t timeout_ms, dpi_error *error);
+
+/* Removes devices while batches and a dpi_run go on. `devices`: a list as above; of several workers of one name the
+ * one with the highest number goes first. They get nothing any more, what was planned for them and not begun is free
+ * for the others at once, the slices that they have begun are finished, then their workers end. One that dies or hangs
+ * meanwhile is treated as always (its slices are replayed), but for the restart. A device that was given up is removed
+ * at once, and so is one that is just being started again. Its number and statistics stay, its pid is 0.
+ * A fixed split by total_batch_size is spread over those that stay; the shares of a batch_size_list stay what they are,
+ * and the others compute those of a device that is not there.
+ * Blocks until the workers are gone. timeout_ms: 0: for ever (a slice's limit bounds it); otherwise DPI_TIMEOUT, and
+ * the removal goes on; the same call waits for it again (< 0: only begins it). Any thread, as dpi_device_add.
+ * DPI_E_DEVICE: the session has no such device, or none would be left: then nothing is removed. DPI_E_ARGUMENT:
+ * isolation=thread. */
+DPI_API dpi_status dpi_device_remove(dpi_session *session, const char *devices, int64_t timeout_ms, dpi_error *error);
 
 /* ---- one batch -------------------------------------------------------------------------------------------------- */
 
@@ -375,7 +409,7 @@ typedef struct dpi_worker_info {
     const char *library;     /* path of the library in use, "" for none */
     const char *version;     /* of the library */
     const char *fingerprint; /* of the engine, hex */
-    int64_t pid;             /* 0 in thread isolation */
+    int64_t pid;             /* 0 in thread isolation, and while there is no worker (removed, given up, died) */
     uint32_t generation;     /* starts counting at 1 */
     double open_seconds;     /* from spawn to ready */
     bool from_cache;
@@ -395,7 +429,9 @@ typedef struct dpi_description {
     double tolerance;   /* largest difference between the probes of the workers, relative to max |y| */
 } dpi_description;
 
-/* What the session is. Pointers stay valid until dpi_close. Any thread. */
+/* What the session is. Pointers stay valid until dpi_close; what they lead to is brought up to date by the next call:
+ * workers[w] is worker w for ever, and dpi_device_add may append to them. Any thread; the array `workers` is the
+ * session's, and any thread's next call writes to it. */
 DPI_API dpi_status dpi_describe(dpi_session *session, dpi_description *description, dpi_error *error);
 
 typedef struct dpi_worker_stats {
@@ -417,7 +453,7 @@ typedef struct dpi_stats_data {
     uint64_t deaths;                                /* of workers, hangs that were ended among them */
     uint64_t replayed_slices;                       /* that a worker died over and another computed */
     uint64_t bad_rows;                              /* left out */
-    uint64_t retired_devices;                       /* given up */
+    uint64_t retired_devices;                       /* given up, and neither added again nor removed since */
 } dpi_stats_data;
 
 /* Any thread, any time; does not disturb what runs. */

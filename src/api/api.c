@@ -53,6 +53,33 @@ DPI_API dpi_status dpi_open(const dpi_options *options, dpi_session **session, d
 
 DPI_API void dpi_close(dpi_session *session) { session_close(session); }
 
+/* Both functions on devices. */
+static dpi_status check_change(dpi_session *session, const char *devices, dpi_error *error)
+{
+    CHECK(session && devices, "an argument is NULL");
+    dpi_status status = session_usable(session, error);
+    if (status)
+        return status;
+    CHECK(!session->in_caller, "the devices of a session with isolation=thread are those that it was opened with");
+    return DPI_OK;
+}
+
+DPI_API dpi_status dpi_device_add(dpi_session *session, const char *devices, int64_t timeout_ms, dpi_error *error)
+{
+    dpi_status status = check_change(session, devices, error);
+    if (status)
+        return status;
+    CHECK(timeout_ms >= 0, "dpi_device_add: a timeout below 0 leaves no time to start a worker");
+    return settled(session_device_add(session, devices, clock_deadline_ns(timeout_ms), error), error);
+}
+
+DPI_API dpi_status dpi_device_remove(dpi_session *session, const char *devices, int64_t timeout_ms, dpi_error *error)
+{
+    dpi_status status = check_change(session, devices, error);
+    return status ? status
+                  : settled(session_device_remove(session, devices, clock_deadline_ns(timeout_ms), error), error);
+}
+
 DPI_API dpi_status dpi_submit(dpi_session *session, const dpi_batch *batch_in, dpi_ticket *ticket, dpi_error *error)
 {
     CHECK(session && batch_in && ticket, "dpi_submit: an argument is NULL");

@@ -21,7 +21,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LAYOUT_VERSION 1u
+#define LAYOUT_VERSION 2u
 #define LAYOUT_MAGIC   0x31495044u /* "DPI1" */
 
 #define LAYOUT_WORKERS 256        /* workers of one session at most */
@@ -75,9 +75,10 @@ typedef struct batch_desc {
     uint64_t rows;
     uint64_t first_row;  /* BATCH_SHARD: of the source */
     uint64_t result_row; /* BATCH_SHARD: of the sinks */
-    /* These three a late worker may read as well, when it thinks of stealing. */
-    _Atomic int64_t published_ns; /* when */
-    _Atomic int64_t predicted_ns; /* how long it should take; 0: unknown */
+    /* What follows a late worker may read as well, when it thinks of stealing. */
+    _Atomic int64_t published_ns;     /* when */
+    _Atomic int64_t predicted_ns;     /* how long it should take; 0: unknown */
+    _Atomic uint32_t planned_workers; /* split: for how many; those added to the session since have no slices of it */
     /* Rows of worker w's slices (its last may be shorter); shard mode: [0], the same for all. */
     _Atomic uint32_t slice_rows[LAYOUT_WORKERS];
     _Atomic uint32_t
@@ -94,7 +95,10 @@ typedef struct worker_control {
     alignas(64) _Atomic uint32_t bell; /* the caller rings this one worker */
     _Atomic uint32_t mail;             /* counts messages on the control socket */
     _Atomic uint64_t fixed_ns, row_ns; /* learnt cost of a slice, for whoever thinks of stealing */
-    uint32_t reserved[8];
+    /* Generations: the one that may claim slices, since the caller has compared its engine; the one that is to finish
+     * what it has begun and leave. */
+    _Atomic uint32_t admitted, dismissed;
+    uint32_t reserved[6];
 } worker_control;
 
 static_assert(sizeof(worker_control) == 64, "worker_control: size");
@@ -111,7 +115,7 @@ typedef struct trial {
 
 typedef struct control {
     uint32_t magic, version;
-    uint32_t worker_count, wait_mode;
+    uint32_t wait_mode, reserved;
     uint64_t build_id;
     uint64_t input_max_bytes, output_max_bytes;
     _Atomic uint32_t shutdown;     /* leave */

@@ -20,12 +20,12 @@ static void fixed_shares(const dpi_session *s, uint64_t rows, size_t *shares)
     assert(round > 0); /* session.c refuses a split of nothing */
     uint64_t rounds = rows / round, rest = rows % round;
     size_t last[LAYOUT_WORKERS];
-    if (s->shares_even)
-        plan_even((size_t)rest, s->count, last);
+    if (s->total_rows)
+        session_spread(s, (size_t)rest, last);
     for (size_t w = 0; w < s->count; w++) {
-        if (!s->shares_even)
+        if (!s->total_rows)
             last[w] = rest < s->shares[w] ? (size_t)rest : s->shares[w];
-        rest -= s->shares_even ? 0 : last[w];
+        rest -= s->total_rows ? 0 : last[w];
         shares[w] = (size_t)rounds * s->shares[w] + last[w];
     }
 }
@@ -41,8 +41,11 @@ static void plan(dpi_session *s, batch *b, size_t *shares)
         fixed_shares(s, b->rows, shares);
         return;
     }
-    for (size_t w = 0; w < s->count; w++)
-        busy[w] = !s->workers[w].ready ? ABSENT_NS : s->in_flight ? s->workers[w].busy_ns : 0;
+    for (size_t w = 0; w < s->count; w++) {
+        const session_worker *k = &s->workers[w];
+        bool absent = k->device == DEVICE_IN_USE && !k->ready; /* for others the planner has nothing anyway */
+        busy[w] = absent ? ABSENT_NS : s->in_flight && k->ready ? k->busy_ns : 0;
+    }
     planner_next(s->planner, busy, b->rows, s->fixed_rows ? s->fixed_rows : 1, s->max_rows, shares, &b->choice);
     if (s->in_flight)
         b->choice = -1;
@@ -53,7 +56,7 @@ static bool fill_cut(const dpi_session *s, batch *b, batch_desc *d, const size_t
 {
     uint64_t row = 0, slices = 0;
     double longest = 0;
-    for (size_t w = 0; w < s->count; w++) {
+    for (size_t w = 0; w < b->planned_workers; w++) {
         size_t most =
             s->shares && s->shares[w] && s->shares[w] < s->max_rows && !s->fixed_rows ? s->shares[w] : s->max_rows;
         uint64_t n = (shares[w] + most - 1) / most;
@@ -68,8 +71,9 @@ static bool fill_cut(const dpi_session *s, batch *b, batch_desc *d, const size_t
         b->predicted_ns[w] = (double)n * cost.fixed_ns + (double)shares[w] * cost.row_ns;
         longest = b->predicted_ns[w] > longest ? b->predicted_ns[w] : longest;
     }
-    d->share_row[s->count] = row;
-    atomic_store_explicit(&d->first_slice[s->count], (uint32_t)slices, memory_order_relaxed);
+    d->share_row[b->planned_workers] = row;
+    atomic_store_explicit(&d->first_slice[b->planned_workers], (uint32_t)slices, memory_order_relaxed);
+    atomic_store_explicit(&d->planned_workers, (uint32_t)b->planned_workers, memory_order_relaxed);
     atomic_store_explicit(&d->predicted_ns, (int64_t)longest, memory_order_relaxed);
     b->slice_count = (uint32_t)slices;
     return true;
@@ -192,7 +196,7 @@ static void publish(dpi_session *s, batch *b)
     int64_t began = copies ? clock_now_ns() : 0;
     uint64_t bytes = 0;
     for (uint32_t turn = 0, left = b->slice_count; left; turn++) {
-        for (size_t w = 0; w < s->count; w++) {
+        for (size_t w = 0; w < b->planned_workers; w++) {
             uint32_t slice = atomic_load_explicit(&d->first_slice[w], memory_order_relaxed) + turn;
             if (slice >= atomic_load_explicit(&d->first_slice[w + 1], memory_order_relaxed))
                 continue;
@@ -243,14 +247,13 @@ static void add_ticket(dpi_session *s, batch *b, dpi_ticket *ticket)
 static batch *new_batch(dpi_session *s, dpi_error *error)
 {
     size_t in = s->sig.input_count, out = s->sig.output_count;
-    batch *b = calloc(1, sizeof *b + s->count * sizeof *b->predicted_ns + (in + out) * sizeof *b->inputs);
+    batch *b = calloc(1, sizeof *b + (in + out) * sizeof *b->inputs);
     if (!b) {
         error_set(error, DPI_E_SYSTEM, "out of memory");
         return NULL;
     }
-    static_assert(sizeof(batch) % alignof(double) == 0 && alignof(batch_array) <= alignof(double), "one allocation");
-    b->predicted_ns = (double *)(void *)(b + 1);
-    b->inputs = (batch_array *)(void *)(b->predicted_ns + s->count);
+    static_assert(alignof(batch_array) <= alignof(batch), "one allocation");
+    b->inputs = (batch_array *)(void *)(b + 1);
     b->outputs = b->inputs + in;
     b->slot = -1;
     b->output_count = out;
@@ -277,13 +280,15 @@ static dpi_status start(dpi_session *s, batch *b, int64_t deadline_ns, dpi_error
         status = place(s, b, error);
     if (status)
         return status;
+    b->planned_workers = s->count;
+    b->predicted_ns = s->predicted_ns[slot];
     plan(s, b, shares);
     if (!fill_cut(s, b, &s->control->batches[slot], shares))
         return error_set(error, DPI_E_ARGUMENT,
                          "a batch of %llu rows would be more than %u slices; raise the batch "
                          "option or submit it in parts",
                          (unsigned long long)b->rows, LAYOUT_SLICES);
-    for (size_t w = 0; w < s->count; w++)
+    for (size_t w = 0; w < b->planned_workers; w++)
         s->workers[w].busy_ns += b->predicted_ns[w];
     b->sequence = next_sequence(s);
     size_t plain_bytes = 0;

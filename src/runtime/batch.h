@@ -33,9 +33,9 @@ struct batch {
     size_t output_count;
     int choice; /* of the planner, -1 */
     int64_t began_ns;
-    /* In one allocation with the batch, as long as the session needs them. */
-    double *predicted_ns;          /* per worker, added to its busy_ns */
-    batch_array *inputs, *outputs; /* per input and output of the signature */
+    size_t planned_workers; /* split: the session's when it was planned; those added since have no slices of it */
+    double *predicted_ns;   /* per planned worker, added to its busy_ns; the session's, for the slot. NULL: none */
+    batch_array *inputs, *outputs; /* per input and output of the signature, in one allocation with the batch */
 };
 
 static inline claims *batch_claims(const dpi_session *s, int slot)

@@ -26,7 +26,7 @@ static void learn(dpi_session *s, batch *b, int64_t now_ns)
         atomic_store_explicit(&s->control->workers[w].row_ns, (uint64_t)cost.row_ns, memory_order_relaxed);
         int64_t finished = atomic_load_explicit(&k->page->finished_ns, memory_order_relaxed);
         last_ns = finished > last_ns && finished <= now_ns ? finished : last_ns;
-        if (b->predicted_ns)
+        if (b->predicted_ns && w < b->planned_workers)
             k->busy_ns = k->busy_ns > b->predicted_ns[w] ? k->busy_ns - b->predicted_ns[w] : 0;
     }
     if (b->choice >= 0 && !b->failed && !b->cancelled)
@@ -159,7 +159,8 @@ uint64_t batch_slice_rows(const dpi_session *s, const batch *b, uint32_t slice, 
 {
     const batch_desc *d = &s->control->batches[b->slot];
     size_t w = 0;
-    while (!b->shard && w + 1 < s->count && atomic_load_explicit(&d->first_slice[w + 1], memory_order_relaxed) <= slice)
+    while (!b->shard && w + 1 < b->planned_workers &&
+           atomic_load_explicit(&d->first_slice[w + 1], memory_order_relaxed) <= slice)
         w++;
     uint64_t most = atomic_load_explicit(&d->slice_rows[w], memory_order_relaxed);
     uint64_t share = b->shard ? 0 : d->share_row[w], end = b->shard ? b->rows : d->share_row[w + 1];

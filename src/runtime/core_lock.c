@@ -25,15 +25,12 @@ static int lock_folder(void)
     return folder;
 }
 
-/* Each core once, however many devices name it. */
-static bool is_first(const device_list *devices, size_t which, size_t at)
+static bool is_locked(const core_locks *locks, int cpu)
 {
-    int cpu = devices->items[which].cpus[at];
-    for (size_t d = 0; d <= which; d++)
-        for (size_t i = 0; i < (d == which ? at : devices->items[d].cpu_count); i++)
-            if (devices->items[d].cpus[i] == cpu)
-                return false;
-    return true;
+    for (size_t i = 0; i < locks->count; i++)
+        if (locks->items[i].cpu == cpu)
+            return true;
+    return false;
 }
 
 /* Takes the lock or tells whether another process has it (a second session of this one is its own affair). */
@@ -49,36 +46,62 @@ static bool other_has(int fd)
     return pread(fd, owner, sizeof owner - 1, 0) <= 0 || strcmp(owner, mine) != 0;
 }
 
-void core_locks_take(core_locks *locks, const device_list *devices, const logger *log)
+/* True when another program has the core. */
+static bool take_core(core_locks *locks, int folder, int cpu)
 {
-    *locks = (core_locks){0};
+    char name[32];
+    core_lock *items = realloc(locks->items, (locks->count + 1) * sizeof *items);
+    if (!items)
+        return false;
+    locks->items = items;
+    snprintf(name, sizeof name, "cpu%d", cpu);
+    int fd = openat(folder, name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return false;
+    items[locks->count++] = (core_lock){.cpu = cpu, .fd = fd};
+    return other_has(fd);
+}
+
+void core_locks_take(core_locks *locks, const device_list *devices, const bool *used, const logger *log)
+{
     int folder = lock_folder();
-    size_t total = 0, shared = 0;
-    for (size_t d = 0; d < devices->count; d++)
-        total += devices->items[d].pinned ? devices->items[d].cpu_count : 0;
-    locks->fds = folder >= 0 && total ? calloc(total, sizeof *locks->fds) : NULL;
-    for (size_t d = 0; locks->fds && d < devices->count; d++)
-        for (size_t i = 0; devices->items[d].pinned && i < devices->items[d].cpu_count; i++) {
-            char name[32];
-            if (!is_first(devices, d, i))
-                continue;
-            snprintf(name, sizeof name, "cpu%d", devices->items[d].cpus[i]);
-            int fd = openat(folder, name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-            if (fd < 0)
-                continue;
-            shared += other_has(fd);
-            locks->fds[locks->count++] = fd;
-        }
+    size_t shared = 0;
+    for (size_t d = 0; folder >= 0 && d < devices->count; d++) {
+        const device *one = &devices->items[d];
+        for (size_t i = 0; one->pinned && (!used || used[d]) && i < one->cpu_count; i++)
+            if (!is_locked(locks, one->cpus[i]))
+                shared += take_core(locks, folder, one->cpus[i]);
+    }
     if (folder >= 0)
         close(folder);
     if (shared)
         log_warning(log, "%zu of the cores are used by another dpinfer program; both will be slower", shared);
 }
 
+static bool is_needed(const device_list *devices, const bool *used, int cpu)
+{
+    for (size_t d = 0; d < devices->count; d++)
+        for (size_t i = 0; used[d] && i < devices->items[d].cpu_count; i++)
+            if (devices->items[d].cpus[i] == cpu)
+                return true;
+    return false;
+}
+
+void core_locks_drop(core_locks *locks, const device_list *devices, const bool *used)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < locks->count; i++)
+        if (is_needed(devices, used, locks->items[i].cpu))
+            locks->items[kept++] = locks->items[i];
+        else
+            close(locks->items[i].fd);
+    locks->count = kept;
+}
+
 void core_locks_release(core_locks *locks)
 {
     for (size_t i = 0; i < locks->count; i++)
-        close(locks->fds[i]);
-    free(locks->fds);
+        close(locks->items[i].fd);
+    free(locks->items);
     *locks = (core_locks){0};
 }

@@ -64,6 +64,10 @@ void event_retired(dpi_session *s, size_t w, const char *reason)
     emit(s, event);
 }
 
+void event_added(dpi_session *s, size_t w) { emit(s, about(s, "added", w)); }
+
+void event_removed(dpi_session *s, size_t w) { emit(s, about(s, "removed", w)); }
+
 void event_spoilt(dpi_session *s, const char *reason)
 {
     emit(s, json_pack("{s:s, s:s}", "event", "spoilt", "reason", reason));

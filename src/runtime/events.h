@@ -14,6 +14,9 @@ void event_replayed(dpi_session *s, size_t w, uint32_t slice);
 void event_bad_row(dpi_session *s, uint64_t row, const char *reason);
 /* {"event": "retired", "worker", "device", "reason"}: it is not started again. */
 void event_retired(dpi_session *s, size_t w, const char *reason);
+/* {"event": "added" or "removed", "worker", "device", "pid", "generation"} */
+void event_added(dpi_session *s, size_t w);
+void event_removed(dpi_session *s, size_t w);
 /* {"event": "spoilt", "reason"}: all workers are started anew. */
 void event_spoilt(dpi_session *s, const char *reason);
 

@@ -47,7 +47,10 @@ void planner_slice(planner *p, size_t w, size_t rows, double ns);
 /* A whole batch that ran alone (nothing else in flight) took ns from submit to finish under this choice. */
 void planner_measured(planner *p, int choice, size_t rows, double ns);
 plan_cost planner_cost(const planner *p, size_t w);
-/* Worker w is gone (or back): it gets nothing until then. */
+/* Worker w is gone (or back): it gets nothing until then. What was learnt of whole batches is forgotten, for they ran
+ * on other workers; what slices cost is kept. */
 void planner_enable(planner *p, size_t w, bool enabled);
+/* `more` new workers, numbered behind the others; false when out of memory, with nothing changed. */
+bool planner_add(planner *p, const plan_cost *first, size_t more);
 
 #endif

@@ -72,25 +72,51 @@ struct planner {
     size_t max_rows; /* of the pending one */
 };
 
+/* Candidates are numbered, and were measured, by what the workers were. */
+static void forget_batches(planner *p)
+{
+    for (int i = 0; i < CLASSES; i++) {
+        free(p->classes[i]);
+        p->classes[i] = NULL;
+    }
+    p->pending = -1;
+}
+
+static bool grow(void *array, size_t count, size_t bytes)
+{
+    void *old, *new;
+    memcpy(&old, array, sizeof old);
+    new = realloc(old, count * bytes);
+    if (new)
+        memcpy(array, &new, sizeof new);
+    return new != NULL;
+}
+
+bool planner_add(planner *p, const plan_cost *first, size_t more)
+{
+    size_t count = p->count + more;
+    if (!grow(&p->workers, count, sizeof *p->workers) || !grow(&p->costs, count, sizeof *p->costs) ||
+        !grow(&p->cut, count, sizeof *p->cut) || !grow(&p->trial_costs, count, sizeof *p->trial_costs))
+        return false;
+    for (size_t w = p->count; w < count; w++) {
+        p->workers[w] = (learnt){.enabled = true};
+        plan_fit_start(&p->workers[w].alone, first[w - p->count]);
+        plan_fit_start(&p->workers[w].shared, first[w - p->count]);
+    }
+    p->count = count;
+    forget_batches(p);
+    return true;
+}
+
 planner *planner_new(size_t count, const plan_cost *first)
 {
     planner *p = calloc(1, sizeof *p);
     if (!p)
         return NULL;
-    p->count = count;
     p->pending = -1;
-    p->workers = calloc(count, sizeof *p->workers);
-    p->costs = calloc(count, sizeof *p->costs);
-    p->cut = calloc(count, sizeof *p->cut);
-    p->trial_costs = calloc(count, sizeof *p->trial_costs);
-    if (!p->workers || !p->costs || !p->cut || !p->trial_costs) {
+    if (!planner_add(p, first, count)) {
         planner_free(p);
         return NULL;
-    }
-    for (size_t w = 0; w < count; w++) {
-        plan_fit_start(&p->workers[w].alone, first[w]);
-        plan_fit_start(&p->workers[w].shared, first[w]);
-        p->workers[w].enabled = true;
     }
     return p;
 }
@@ -99,8 +125,7 @@ void planner_free(planner *p)
 {
     if (!p)
         return;
-    for (int i = 0; i < CLASSES; i++)
-        free(p->classes[i]);
+    forget_batches(p);
     free(p->workers);
     free(p->costs);
     free(p->cut);
@@ -422,4 +447,8 @@ plan_cost planner_cost(const planner *p, size_t w)
     return l->shared.weight > 0 || l->alone.weight <= 0 ? l->shared.cost : l->alone.cost;
 }
 
-void planner_enable(planner *p, size_t w, bool enabled) { p->workers[w].enabled = enabled; }
+void planner_enable(planner *p, size_t w, bool enabled)
+{
+    p->workers[w].enabled = enabled;
+    forget_batches(p);
+}

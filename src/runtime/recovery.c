@@ -271,13 +271,29 @@ bool recovery_death(dpi_session *s, size_t w, const death *d)
     return explained;
 }
 
+void recovery_free_claimed(dpi_session *s, size_t w)
+{
+    for (int slot = 0; slot < LAYOUT_SLOTS; slot++) {
+        const batch *b = s->slots[slot];
+        bool freed = false;
+        for (uint32_t i = 0; b && i < b->slice_count; i++) {
+            claim now = claim_load(&batch_claims(s, slot)->word[i]);
+            if (now.sequence == b->sequence && now.state == CLAIM_CLAIMED && now.worker == w)
+                freed |= move_word(s, b, i, now, CLAIM_FREE, 0);
+        }
+        if (freed)
+            orphans_moved(s, b);
+    }
+    ring_workers(s);
+}
+
 void recovery_free_planned(dpi_session *s, batch *b)
 {
     if (b->slot < 0 || b->shard || s->in_caller)
         return;
     const batch_desc *d = &s->control->batches[b->slot];
     bool freed = false;
-    for (size_t w = 0; w < s->count; w++) {
+    for (size_t w = 0; w < b->planned_workers; w++) {
         if (s->workers[w].ready)
             continue;
         uint32_t i = atomic_load_explicit(&d->first_slice[w], memory_order_relaxed);
@@ -296,7 +312,7 @@ void recovery_free_planned(dpi_session *s, batch *b)
 
 /* ---- trials ----------------------------------------------------------------------------------------------------- */
 
-static bool is_there(const dpi_session *s, size_t w) { return s->workers[w].state != WORKER_RETIRED; }
+static bool is_there(const dpi_session *s, size_t w) { return s->workers[w].device == DEVICE_IN_USE; }
 
 /* Who is to try a range: the probation worker as long as there is one, else preferably another than the one that died,
  * an idle one before a busy one. SESSION_NOBODY: wait for somebody to become ready. */
@@ -514,7 +530,8 @@ static bool is_spoilt(const dpi_session *s, const batch *b, uint32_t slice)
     case CLAIM_FREE: return false;
     case CLAIM_CLAIMED: return now.worker >= s->count;
     case CLAIM_RUNNING:
-        return now.worker >= s->count || !s->workers[now.worker].ready ||
+        return now.worker >= s->count ||
+               (!s->workers[now.worker].ready && s->workers[now.worker].state != WORKER_LEAVING) ||
                now.generation != (s->workers[now.worker].generation & 0x7ffffu);
     case CLAIM_SUSPECT:
         return s->on_bad_row != DPI_BAD_ROW_SKIP && !find_suspect(s->recovery, b->slot, b->sequence, slice);

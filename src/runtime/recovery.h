@@ -35,6 +35,9 @@ bool recovery_pending(const dpi_session *s);
 bool recovery_words_spoilt(dpi_session *s);
 /* All workers are dead: every word that is not terminal is FREE again. */
 void recovery_free_all(dpi_session *s);
+/* Slices that are planned for worker w, which lives and finishes what it has begun, become anybody's. Under the
+ * session's lock. */
+void recovery_free_claimed(dpi_session *s, size_t w);
 /* Slices of batch b that are planned for workers that are not there become anybody's. Under the session's lock. */
 void recovery_free_planned(dpi_session *s, batch *b);
 /* At the session's end. */

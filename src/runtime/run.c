@@ -174,7 +174,8 @@ static void show_progress(run *r, bool last)
         return;
     r->shown_ns = now;
     uint64_t done = r->resumed_rows;
-    for (size_t w = 0; w < r->s->count; w++) {
+    size_t count = r->s->count;
+    for (size_t w = 0; w < count; w++) {
         r->worker_rows[w] = atomic_load(&r->s->workers[w].page->rows) - r->base_rows[w];
         done += r->worker_rows[w];
     }
@@ -183,7 +184,7 @@ static void show_progress(run *r, bool last)
                       .rows_total = r->rows,
                       .seconds = (double)(now - r->began_ns) * 1e-9,
                       .worker_rows = r->worker_rows,
-                      .worker_count = r->s->count,
+                      .worker_count = count,
                       .rows_resumed = r->resumed_rows};
     if (r->o->progress(r->o->progress_context, &p) != 0)
         r->cancelled = true;
@@ -385,8 +386,8 @@ static dpi_status run_all(run *r, dpi_error *error)
     uint64_t slices =
         r->has_csv && CHUNK_RECORDS / r->s->max_rows < CHUNK_SLICES ? CHUNK_RECORDS / r->s->max_rows : CHUNK_SLICES;
     r->chunk_rows = (slices ? slices : 1) * r->s->max_rows;
-    r->base_rows = calloc(r->s->count, sizeof *r->base_rows);
-    r->worker_rows = calloc(r->s->count, sizeof *r->worker_rows);
+    r->base_rows = calloc(LAYOUT_WORKERS, sizeof *r->base_rows); /* devices may be added */
+    r->worker_rows = calloc(LAYOUT_WORKERS, sizeof *r->worker_rows);
     if (!r->base_rows || !r->worker_rows)
         return error_set(error, DPI_E_SYSTEM, "out of memory");
     for (size_t w = 0; w < r->s->count; w++)

@@ -129,7 +129,7 @@ static void identify(dpi_session *s)
 {
     if (s->worker_path && stat(s->worker_path, &s->program_identity) != 0)
         s->program_identity.st_ino = 0;
-    const char *model = s->setups[0].model_path;
+    const char *model = s->common_setup.model_path;
     if (model && stat(model, &s->model_identity) != 0)
         s->model_identity.st_ino = 0;
 }
@@ -144,7 +144,7 @@ static bool is_still(const char *path, const struct stat *was)
 
 dpi_status session_files_unchanged(const dpi_session *s, dpi_error *error)
 {
-    const char *model = s->setups[0].model_path;
+    const char *model = s->common_setup.model_path;
     if (!is_still(s->worker_path, &s->program_identity))
         return error_set(error, DPI_E_WORKER, "%s has changed since the session was opened; open it again",
                          s->worker_path);
@@ -153,15 +153,13 @@ dpi_status session_files_unchanged(const dpi_session *s, dpi_error *error)
     return DPI_OK;
 }
 
-static dpi_status fill_setup(dpi_session *s, const dpi_options *o, size_t w, const char *format, dpi_error *error)
+static dpi_status fill_common_setup(dpi_session *s, const dpi_options *o, const char *format, dpi_error *error)
 {
-    worker_setup *t = &s->setups[w];
-    t->worker = w;
+    worker_setup *t = &s->common_setup;
     t->backend = strdup(s->backend->name);
     t->library = dup_or_null(o->library);
     t->model_path = o->model_path ? realpath(o->model_path, NULL) : NULL;
     t->model_format = strdup(format);
-    t->device = device_for_backend(&s->devices, w, s->in_caller);
     t->precision = o->precision;
     t->batch = s->max_rows;
     t->provider = dup_or_null(o->provider);
@@ -177,13 +175,34 @@ static dpi_status fill_setup(dpi_session *s, const dpi_options *o, size_t w, con
     t->output_names = calloc(t->output_count + 1, sizeof *t->output_names);
     for (size_t i = 0; t->output_names && i < t->output_count; i++)
         t->output_names[i] = strdup(o->output_names[i]);
-    bool good = t->output_names && t->backend && t->model_format && (!o->model_path || t->model_path) &&
-                copy_options(o->provider_options, o->provider_option_count, -1, &t->provider_options,
-                             &t->provider_option_count) &&
-                copy_options(o->backend_options, o->backend_option_count, (long)w, &t->backend_options,
-                             &t->backend_option_count);
+    bool good =
+        t->output_names && t->backend && t->model_format && (!o->model_path || t->model_path) &&
+        copy_options(o->provider_options, o->provider_option_count, -1, &t->provider_options,
+                     &t->provider_option_count) &&
+        copy_options(o->backend_options, o->backend_option_count, -1, &t->backend_options, &t->backend_option_count);
     t->broadcast = calloc(o->broadcast_count + 1, sizeof *t->broadcast);
     return good && t->broadcast ? DPI_OK : error_set(error, DPI_E_SYSTEM, "out of memory while preparing a worker");
+}
+
+dpi_status session_fill_setup(dpi_session *s, size_t w, dpi_error *error)
+{
+    const worker_setup *from = &s->common_setup;
+    worker_setup *t = &s->setups[w];
+    json_t *json = setup_to_json(from); /* as it will travel to the worker anyway */
+    if (!json)
+        return error_set(error, DPI_E_ARGUMENT, "an option or a path is not valid UTF-8");
+    dpi_status status = setup_from_json(json, t, error);
+    json_decref(json);
+    if (status)
+        return status;
+    t->worker = w;
+    t->device = device_for_backend(&s->devices, w, s->in_caller);
+    options_free(t->backend_options, t->backend_option_count);
+    t->backend_option_count = 0;
+    return copy_options(from->backend_options, from->backend_option_count, (long)w, &t->backend_options,
+                        &t->backend_option_count)
+               ? DPI_OK
+               : error_set(error, DPI_E_SYSTEM, "out of memory while preparing a worker");
 }
 
 /* Puts the broadcast inputs into the arena, once for all workers. */
@@ -202,16 +221,24 @@ static dpi_status place_broadcast(dpi_session *s, const dpi_options *o, dpi_erro
             return error_set(error, DPI_E_SYSTEM, "no room for %zu bytes of the broadcast input %s", bytes, t->name);
         if (bytes)
             memcpy(arena_at(s->inputs, offset), t->data, bytes);
-        for (size_t w = 0; w < s->count; w++) {
-            broadcast_input *b = &s->setups[w].broadcast[s->setups[w].broadcast_count++];
-            strcpy(b->name, t->name);
-            b->dtype = t->dtype;
-            b->rank = t->rank;
-            memcpy(b->shape, t->shape, sizeof b->shape);
-            b->offset = offset;
-        }
+        broadcast_input *b = &s->common_setup.broadcast[s->common_setup.broadcast_count++];
+        strcpy(b->name, t->name);
+        b->dtype = t->dtype;
+        b->rank = t->rank;
+        memcpy(b->shape, t->shape, sizeof b->shape);
+        b->offset = offset;
     }
     return DPI_OK;
+}
+
+void session_spread(const dpi_session *s, size_t rows, size_t *shares)
+{
+    size_t even[LAYOUT_WORKERS], devices = 0, next = 0;
+    for (size_t w = 0; w < s->count; w++)
+        devices += s->workers[w].device == DEVICE_IN_USE;
+    plan_even(rows, devices ? devices : s->count, even); /* none: the session is about to fail */
+    for (size_t w = 0; w < s->count; w++)
+        shares[w] = !devices || s->workers[w].device == DEVICE_IN_USE ? even[next++] : 0;
 }
 
 static dpi_status keep_shares(dpi_session *s, const dpi_options *o, dpi_error *error)
@@ -221,15 +248,15 @@ static dpi_status keep_shares(dpi_session *s, const dpi_options *o, dpi_error *e
     if (o->batch_size_list && o->batch_size_count != s->count)
         return error_set(error, DPI_E_ARGUMENT, "the split names %zu shares and there are %zu devices",
                          o->batch_size_count, s->count);
-    s->shares = calloc(s->count, sizeof *s->shares);
+    s->shares = calloc(LAYOUT_WORKERS, sizeof *s->shares);
     if (!s->shares)
         return error_set(error, DPI_E_SYSTEM, "out of memory");
-    s->shares_even = o->total_batch_size != 0;
-    if (s->shares_even)
-        plan_even(o->total_batch_size, s->count, s->shares);
+    s->total_rows = o->total_batch_size;
+    if (s->total_rows)
+        session_spread(s, s->total_rows, s->shares);
     size_t total = 0;
     for (size_t w = 0; w < s->count; w++) {
-        if (!s->shares_even)
+        if (!s->total_rows)
             s->shares[w] = o->batch_size_list[w];
         total += s->shares[w];
         if (s->shares[w] > s->max_rows && !o->batch)
@@ -256,7 +283,6 @@ static dpi_status make_memory(dpi_session *s, const dpi_options *o, uint64_t mac
     s->control->magic = LAYOUT_MAGIC;
     s->control->version = LAYOUT_VERSION;
     s->control->build_id = DPI_BUILD_ID;
-    s->control->worker_count = (uint32_t)s->count;
     s->control->input_max_bytes = arena_max(s->inputs);
     s->control->output_max_bytes = arena_max(s->outputs);
     s->control->on_bad_row = (uint32_t)s->on_bad_row;
@@ -303,8 +329,7 @@ static void choose_waiting(dpi_session *s, const dpi_options *o, const topology 
     s->control->spin_us = s->patience.spin_us;
 }
 
-static dpi_status prepare(dpi_session *s, const dpi_options *o, const char *format, const topology *machine,
-                          dpi_error *error)
+static void keep_options(dpi_session *s, const dpi_options *o)
 {
     s->log =
         (logger){.sink = o->log, .context = o->log_context, .level = o->log_level ? o->log_level : DPI_LOG_WARNING};
@@ -321,16 +346,23 @@ static dpi_status prepare(dpi_session *s, const dpi_options *o, const char *form
     s->bad_row_context = o->bad_row_context;
     s->event = o->event;
     s->event_context = o->event_context;
-    dpi_status status = s->in_caller ? DPI_OK : session_find_worker(o, &s->worker_path, error);
-    if (status)
-        return status;
+    s->deterministic = o->deterministic;
+}
+
+/* The devices of the opening, and room for those that may be added. */
+static dpi_status find_devices(dpi_session *s, const dpi_options *o, const topology *machine, dpi_error *error)
+{
     const char *devices = o->devices ? o->devices : "auto";
     topology here = *machine;
     if (backend_lists(s->backend->device_kinds, "cuda") && strstr(devices, "auto"))
         here.gpus = s->in_caller ? 1 : gpus_count(s->worker_path);
-    status = device_list_parse(devices, &here, s->backend->device_kinds, &s->devices, error);
+    dpi_status status = device_list_parse(devices, &here, s->backend->device_kinds, &s->devices, error);
     if (status)
         return status;
+    device *room = realloc(s->devices.items, LAYOUT_WORKERS * sizeof *room);
+    if (!room)
+        return error_set(error, DPI_E_SYSTEM, "out of memory");
+    s->devices.items = room;
     s->count = s->devices.count;
     for (size_t w = 0; w < s->count; w++)
         if (!backend_lists(s->backend->device_kinds, s->devices.items[w].kind))
@@ -341,21 +373,36 @@ static dpi_status prepare(dpi_session *s, const dpi_options *o, const char *form
                          s->backend->name);
     if (s->devices.how[0])
         log_info(&s->log, "auto: %s", s->devices.how);
-    core_locks_take(&s->locks, &s->devices, &s->log);
-    s->workers = calloc(s->count, sizeof *s->workers);
-    s->setups = calloc(s->count, sizeof *s->setups);
+    core_locks_take(&s->locks, &s->devices, NULL, &s->log);
+    return DPI_OK;
+}
+
+static dpi_status prepare(dpi_session *s, const dpi_options *o, const char *format, const topology *machine,
+                          dpi_error *error)
+{
+    keep_options(s, o);
+    dpi_status status = s->in_caller ? DPI_OK : session_find_worker(o, &s->worker_path, error);
+    if (!status)
+        status = find_devices(s, o, machine, error);
+    if (status)
+        return status;
+    s->workers = calloc(LAYOUT_WORKERS, sizeof *s->workers); /* address space: pages are there once they are used */
+    s->setups = calloc(LAYOUT_WORKERS, sizeof *s->setups);
     s->memos = calloc(SESSION_MEMOS, sizeof *s->memos);
-    if (!s->workers || !s->setups || !s->memos)
+    s->predicted_ns = calloc(LAYOUT_SLOTS, sizeof *s->predicted_ns);
+    if (!s->workers || !s->setups || !s->memos || !s->predicted_ns)
         return error_set(error, DPI_E_SYSTEM, "out of memory");
     status = keep_shares(s, o, error);
     if (!status)
         status = make_memory(s, o, machine->memory_bytes, error);
     if (!status)
         status = make_model_fd(s, o, error);
-    for (size_t w = 0; !status && w < s->count; w++)
-        status = fill_setup(s, o, w, format, error);
+    if (!status)
+        status = fill_common_setup(s, o, format, error);
     if (!status)
         status = place_broadcast(s, o, error);
+    for (size_t w = 0; !status && w < s->count; w++)
+        status = session_fill_setup(s, w, error);
     if (status)
         return status;
     choose_waiting(s, o, machine);
@@ -390,31 +437,48 @@ bool session_same_signature(const signature *a, const signature *b)
     return true;
 }
 
-/* Replicas of one fingerprint must agree bit for bit; mixed ones within a tolerance that is shown. */
-static dpi_status compare_replicas(dpi_session *s, bool deterministic, dpi_error *error)
+dpi_status session_compare(const dpi_session *s, size_t w, size_t others, const worker_report *report,
+                           bool *other_engine, double *difference, dpi_error *error)
 {
     const worker_report *first = &s->workers[0].report;
-    s->bit_identical = true;
-    for (size_t w = 1; w < s->count; w++) {
-        const worker_report *r = &s->workers[w].report;
-        if (!session_same_signature(&first->sig, &r->sig))
-            return error_set(error, DPI_E_WORKER, "%s and %s see different inputs or outputs in the model",
-                             s->devices.items[0].name, s->devices.items[w].name);
-        bool same_engine = strcmp(first->fingerprint, r->fingerprint) == 0;
-        if (same_engine && strcmp(first->probe_hash, r->probe_hash) != 0)
+    const char *name = s->devices.items[w].name;
+    *other_engine = true;
+    *difference = 0;
+    if (!session_same_signature(&first->sig, &report->sig))
+        return error_set(error, DPI_E_WORKER, "%s and %s see different inputs or outputs in the model",
+                         s->devices.items[0].name, name);
+    for (size_t i = 0; i < others; i++) {
+        const worker_report *r = &s->workers[i].report;
+        if (i == w || strcmp(r->fingerprint, report->fingerprint) != 0)
+            continue;
+        *other_engine = false;
+        if (strcmp(r->probe_hash, report->probe_hash) != 0)
             return error_set(error, DPI_E_WORKER,
                              "%s and %s run the same engine and give different results for the same "
                              "rows; one of them is faulty",
-                             s->devices.items[0].name, s->devices.items[w].name);
-        if (same_engine)
-            continue;
-        s->bit_identical = false;
-        probe_result a = {.sample = first->sample, .sample_count = first->sample_count};
-        probe_result b = {.sample = r->sample, .sample_count = r->sample_count};
-        double difference = probe_difference(&a, &b);
+                             s->devices.items[i].name, name);
+    }
+    probe_result a = {.sample = first->sample, .sample_count = first->sample_count};
+    probe_result b = {.sample = report->sample, .sample_count = report->sample_count};
+    if (*other_engine)
+        *difference = probe_difference(&a, &b);
+    return DPI_OK;
+}
+
+/* Replicas of one fingerprint must agree bit for bit; mixed ones within a tolerance that is shown. */
+static dpi_status compare_replicas(dpi_session *s, dpi_error *error)
+{
+    s->bit_identical = true;
+    for (size_t w = 1; w < s->count; w++) {
+        bool other_engine;
+        double difference;
+        dpi_status status = session_compare(s, w, w, &s->workers[w].report, &other_engine, &difference, error);
+        if (status)
+            return status;
+        s->bit_identical &= !other_engine;
         s->tolerance = difference > s->tolerance ? difference : s->tolerance;
     }
-    if (!s->bit_identical && deterministic)
+    if (!s->bit_identical && s->deterministic)
         return error_set(error, DPI_E_DEVICE,
                          "the devices run different engines, so results may differ in their last bits "
                          "(by %.2g of the largest); choose equal devices or leave out --deterministic",
@@ -422,9 +486,9 @@ static dpi_status compare_replicas(dpi_session *s, bool deterministic, dpi_error
     return DPI_OK;
 }
 
-static dpi_status adopt_reports(dpi_session *s, const dpi_options *o, dpi_error *error)
+static dpi_status adopt_reports(dpi_session *s, dpi_error *error)
 {
-    dpi_status status = compare_replicas(s, o->deterministic, error);
+    dpi_status status = compare_replicas(s, error);
     if (status)
         return status;
     s->sig = s->workers[0].report.sig;
@@ -478,7 +542,7 @@ static dpi_status open_with(const backend *chosen, const dpi_options *o, const c
     if (!status)
         status = wait_ready(s, error);
     if (!status)
-        status = adopt_reports(s, o, error);
+        status = adopt_reports(s, error);
     if (status) {
         session_close(s);
         return status;
@@ -573,7 +637,7 @@ void session_close(dpi_session *s)
         arena_abandon(s->control_arena);
         arena_abandon(s->inputs);
         arena_abandon(s->outputs);
-        for (size_t w = 0; w < s->count && s->workers; w++)
+        for (size_t w = 0; w < s->seats; w++)
             if (s->workers[w].page)
                 munmap(s->workers[w].page, PAGE_BYTES);
         return;
@@ -582,7 +646,7 @@ void session_close(dpi_session *s)
     recovery_close(s);
     batch_free_all(s);
     session_end_job(s, 0);
-    for (size_t w = 0; w < s->count && s->workers; w++) {
+    for (size_t w = 0; w < s->seats; w++) {
         session_worker *k = &s->workers[w];
         report_free(&k->report);
         json_decref(k->reply);
@@ -590,12 +654,13 @@ void session_close(dpi_session *s)
         if (k->page)
             munmap(k->page, PAGE_BYTES);
         int fds[] = {k->socket, k->page_fd, k->log_pipe};
-        for (size_t i = 0; s->supervisor_wake >= 0 && i < 3; i++)
+        for (size_t i = 0; i < 3; i++)
             if (fds[i] >= 0)
                 close(fds[i]);
     }
-    for (size_t w = 0; w < s->count && s->setups; w++)
+    for (size_t w = 0; w < s->devices.count && s->setups; w++)
         setup_free(&s->setups[w]);
+    setup_free(&s->common_setup);
     int fds[] = {s->model_fd, s->event_fd, s->supervisor_wake};
     for (size_t i = 0; i < 3; i++)
         if (fds[i] >= 0)
@@ -616,6 +681,7 @@ void session_close(dpi_session *s)
     free(s->workers);
     free(s->setups);
     free(s->memos);
+    free(s->predicted_ns);
     free(s->shares);
     free(s->describe_workers);
     free(s);

@@ -31,7 +31,16 @@
 /* No worker. */
 #define SESSION_NOBODY SIZE_MAX
 
-enum worker_state { WORKER_STARTING, WORKER_READY, WORKER_WAITING /* to be started again */, WORKER_RETIRED };
+enum worker_state {
+    WORKER_STARTING,
+    WORKER_READY,
+    WORKER_WAITING, /* to be started again */
+    WORKER_LEAVING, /* finishes what it has begun, because its device is removed */
+    WORKER_RETIRED, /* its device was given up or removed */
+};
+
+/* What a device is to the session. */
+enum device_state { DEVICE_IN_USE, DEVICE_GIVEN_UP, DEVICE_LEAVING, DEVICE_REMOVED };
 
 typedef struct session_worker {
     /* supervisor's alone */
@@ -51,6 +60,7 @@ typedef struct session_worker {
     uint64_t heartbeat_seen;
     int64_t heartbeat_ns;
     bool ended;
+    bool joining, accepted; /* dpi_device_add asks for it: not in use yet; its report is good */
 
     /* set up before the worker starts, then constant */
     int page_fd;
@@ -62,6 +72,7 @@ typedef struct session_worker {
     /* changed by the supervisor under the session's lock */
     int socket; /* -1 while there is no worker */
     uint32_t generation;
+    enum device_state device; /* one that is not in use gets nothing */
     bool ready;
     worker_report report;
     uint64_t asked; /* number of the question that is out */
@@ -87,6 +98,16 @@ typedef struct session_job {
     size_t fd_count;
 } session_job;
 
+/* What dpi_device_add or dpi_device_remove asks of the supervisor; one at a time. */
+typedef struct session_change {
+    bool taken;          /* by a thread in one of them */
+    bool asked;          /* the supervisor has not begun yet */
+    bool adds, given_up; /* given_up: the time to become ready is over */
+    size_t workers[LAYOUT_WORKERS], count;
+    bool done;
+    dpi_error error; /* done: how it went */
+} session_change;
+
 typedef struct recovery recovery; /* recovery.c */
 
 typedef enum session_state { SESSION_OPENING, SESSION_OPEN, SESSION_FAILED } session_state;
@@ -95,11 +116,10 @@ struct dpi_session {
     /* constant after open */
     logger log;
     const backend *backend;
-    device_list devices;
     core_locks locks;
-    size_t count; /* workers */
+    device_list devices; /* as are the workers and their setups: there is room for LAYOUT_WORKERS, they never move */
     session_worker *workers;
-    worker_setup *setups;
+    worker_setup *setups, common_setup; /* the latter: of no device, its options for all workers */
     char *worker_path;
     int model_fd, event_fd;
     arena *control_arena, *inputs, *outputs;
@@ -108,10 +128,8 @@ struct dpi_session {
     bool is_broadcast[PORT_MAX];
     size_t batch_input_count; /* inputs that are not broadcast */
     size_t max_rows, fixed_rows;
-    bool bit_identical, in_caller;
-    double tolerance;
-    size_t *shares;   /* fixed split: rows per worker and round; NULL: adaptive */
-    bool shares_even; /* made from total_batch_size: a short round is spread evenly too */
+    bool in_caller, deterministic;
+    size_t total_rows; /* total_batch_size: a fixed split into even shares, also of a short round; 0: it is not */
     size_t queue_depth;
     bell_patience patience;
     uint32_t compile_timeout_ms, slice_timeout_ms, max_deaths;
@@ -139,12 +157,20 @@ struct dpi_session {
     pthread_mutex_t lock;
     pthread_cond_t changed; /* state, replies, free slots */
     session_state state;
+    /* Workers. Grows under the lock, when all that belongs to the new one is set; read with acquire without it. */
+    _Atomic size_t count;
+    size_t seats; /* supervisor's: workers that have a page, those about to join included; at least `count` */
+    session_change change;
+    bool bit_identical;
+    double tolerance;
+    size_t *shares;          /* fixed split: rows per worker and round; NULL: adaptive */
     _Atomic uint32_t failed; /* state == SESSION_FAILED, all workers dead: readable without the lock */
     dpi_error failure;
 
     planner *planner;
     batch *batches; /* list of all tickets */
     batch *slots[LAYOUT_SLOTS];
+    double (*predicted_ns)[LAYOUT_WORKERS]; /* of each slot's batch */
     uint32_t sequence;
     uint64_t next_ticket;
     unsigned in_flight;
@@ -181,8 +207,20 @@ dpi_status session_usable(dpi_session *s, dpi_error *error);
 dpi_status session_find_worker(const dpi_options *o, char **path, dpi_error *error);
 /* Whether two engines see the same inputs and outputs in a model. */
 bool session_same_signature(const signature *a, const signature *b);
+/* Whether worker w may compute beside workers 0..others-1: same ports, same bits from the same engine. *other_engine:
+ * it has one that none of them has; *difference is how far its results are from worker 0's then. */
+dpi_status session_compare(const dpi_session *s, size_t w, size_t others, const worker_report *report,
+                           bool *other_engine, double *difference, dpi_error *error);
+/* Even shares of `rows` rows for the devices in use, 0 for others. Under the lock. */
+void session_spread(const dpi_session *s, size_t rows, size_t *shares);
+/* What worker w is told at its start, from what is common to all. */
+dpi_status session_fill_setup(dpi_session *s, size_t w, dpi_error *error);
 /* DPI_OK while the worker program and the model are the files that they were at the opening. */
 dpi_status session_files_unchanged(const dpi_session *s, dpi_error *error);
+
+/* ---- session_devices.c ---- */
+dpi_status session_device_add(dpi_session *s, const char *devices, int64_t deadline_ns, dpi_error *error);
+dpi_status session_device_remove(dpi_session *s, const char *devices, int64_t deadline_ns, dpi_error *error);
 
 /* ---- session_ask.c ---- */
 /* Tells all workers of a run at once, `fds` beside it, and waits until all have answered; the first failure is

@@ -21,7 +21,7 @@ void session_describe(dpi_session *s, dpi_description *d)
 {
     pthread_mutex_lock(&s->lock);
     if (!s->describe_workers)
-        s->describe_workers = calloc(s->count, sizeof *s->describe_workers);
+        s->describe_workers = calloc(LAYOUT_WORKERS, sizeof *s->describe_workers);
     d->inputs = s->describe_inputs;
     d->input_count = describe_ports(s->sig.inputs, s->sig.input_count, s->is_broadcast, s->describe_inputs);
     d->outputs = s->describe_outputs;

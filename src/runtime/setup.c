@@ -207,7 +207,7 @@ dpi_status setup_from_json(const json_t *json, worker_setup *s, dpi_error *error
     return error_set(error, DPI_E_INTERNAL, "the worker's setup message is incomplete");
 }
 
-static void options_free(dpi_key_value *options, size_t count)
+void options_free(dpi_key_value *options, size_t count)
 {
     for (size_t i = 0; options && i < count; i++) {
         free((char *)(uintptr_t)options[i].key);

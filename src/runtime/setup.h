@@ -46,6 +46,7 @@ typedef struct worker_setup {
 json_t *setup_to_json(const worker_setup *setup); /* NULL when out of memory */
 dpi_status setup_from_json(const json_t *json, worker_setup *setup, dpi_error *error);
 void setup_free(worker_setup *setup);
+void options_free(dpi_key_value *options, size_t count);
 
 /* A worker that is ready. */
 typedef struct worker_report {

@@ -43,7 +43,8 @@ static dpi_status compare_reports(dpi_session *s, size_t w, const worker_report 
 {
     const worker_report *was = &s->workers[w].report;
     if (strcmp(was->fingerprint, now->fingerprint) != 0 || !session_same_signature(&was->sig, &now->sig))
-        return error_set(error, DPI_E_WORKER, "%s has another engine after its restart: fingerprint %s instead of %s",
+        return error_set(error, DPI_E_WORKER,
+                         "%s has another engine than when it was started first: fingerprint %s instead of %s",
                          s->devices.items[w].name, now->fingerprint, was->fingerprint);
     return DPI_OK;
 }
@@ -53,13 +54,19 @@ static void take_report(dpi_session *s, size_t w, const json_t *message)
     session_worker *k = &s->workers[w];
     worker_report report = {0};
     dpi_error error;
-    bool first = !k->report.fingerprint[0];
+    bool first = !k->report.fingerprint[0] || w >= s->count;
     dpi_status status = report_from_json(message, &report, &error);
     if (!status && !first)
         status = compare_reports(s, w, &report, &error);
+    if (!status && k->joining) {
+        supervisor_take_joining(s, w, &report);
+        return;
+    }
     if (status) {
         report_free(&report);
-        if (s->state == SESSION_OPENING)
+        if (k->joining)
+            supervisor_refuse_joining(s, &error);
+        else if (s->state == SESSION_OPENING)
             supervisor_fail(s, &error);
         else if (!s->in_caller)
             supervisor_end_worker(s, w,
@@ -77,6 +84,7 @@ static void take_report(dpi_session *s, size_t w, const json_t *message)
     k->ready = true;
     k->state = WORKER_READY;
     k->slices_at_ready = atomic_load(&k->page->slices);
+    supervisor_admit(s, w);
     session_tell_newcomer(s, w);
     pthread_cond_broadcast(&s->changed);
     pthread_mutex_unlock(&s->lock);
@@ -115,11 +123,12 @@ static void take_message(dpi_session *s, size_t w)
         k->mute_ns = clock_now_ns();
         return;
     }
-    if (k->ready && !json_object_get(message, "trial") && !json_object_get(message, "suspect")) {
+    bool starting = k->state == WORKER_STARTING && !k->accepted;
+    if (!starting && !json_object_get(message, "trial") && !json_object_get(message, "suspect")) {
         take_answer(s, w, message);
         return;
     }
-    if (k->ready)
+    if (!starting)
         recovery_message(s, w, message);
     else
         take_report(s, w, message);
@@ -240,9 +249,11 @@ static void count_slices(dpi_session *s, uint64_t *done, uint64_t *open)
 static void check_stall(dpi_session *s, int64_t now)
 {
     bool busy = recovery_pending(s);
-    for (size_t w = 0; w < s->count; w++)
-        busy |= s->workers[w].state != WORKER_RETIRED &&
-                (!s->workers[w].ready || atomic_load(&s->workers[w].page->busy_since_ns));
+    for (size_t w = 0; w < s->count; w++) {
+        const session_worker *k = &s->workers[w];
+        busy |= k->device == DEVICE_IN_USE && (!k->ready || atomic_load(&k->page->busy_since_ns));
+        busy |= k->state == WORKER_LEAVING;
+    }
     if (busy) {
         s->stalled_ns = 0;
         return;
@@ -273,13 +284,15 @@ static void tick(dpi_session *s, int64_t *last_ns)
         s->stalled_ns = 0;
     if (atomic_load(&s->failed) || late)
         return;
-    for (size_t w = 0; w < s->count && !s->in_caller && !atomic_load(&s->failed); w++) {
-        if (s->workers[w].mute_ns && now - s->workers[w].mute_ns > MUTE_NS && !s->workers[w].ended)
+    for (size_t w = 0; w < s->seats && !s->in_caller && !atomic_load(&s->failed); w++) {
+        const session_worker *k = &s->workers[w];
+        int64_t mute_limit_ns = k->state == WORKER_LEAVING ? LEAVE_NS : MUTE_NS;
+        if (k->mute_ns && now - k->mute_ns > mute_limit_ns && !k->ended)
             supervisor_end_worker(
                 s, w, &(ending){.signal_number = -1, .exit_code = -1, .why = "broke the protocol and was ended"});
-        else if (s->workers[w].state == WORKER_STARTING)
+        else if (k->state == WORKER_STARTING && !k->accepted)
             check_start(s, w, now);
-        else if (s->workers[w].state == WORKER_READY)
+        else if (k->state == WORKER_READY || k->state == WORKER_LEAVING)
             check_slice(s, w, now);
     }
     if (atomic_load(&s->failed))
@@ -320,17 +333,17 @@ static void look_at_worker(dpi_session *s, size_t w)
 static void leave(dpi_session *s)
 {
     atomic_store(&s->control->shutdown, 1);
-    for (size_t w = 0; w < s->count; w++) {
+    for (size_t w = 0; w < s->seats; w++) {
         atomic_fetch_add(&s->control->workers[w].bell, 1);
         futex_wake(&s->control->workers[w].bell);
     }
     bool busy = atomic_load(&s->control->active) != 0;
     bool opening = s->state == SESSION_OPENING;
     int64_t deadline = clock_now_ns() + (busy || opening ? LEAVE_NS / 10 : LEAVE_NS);
-    for (size_t w = 0; w < s->count && !s->in_caller; w++)
+    for (size_t w = 0; w < s->seats && !s->in_caller; w++)
         supervisor_reap(s, w, deadline);
     supervisor_kill_all(s);
-    for (size_t w = 0; w < s->count; w++) {
+    for (size_t w = 0; w < s->seats; w++) {
         session_worker *k = &s->workers[w];
         if (k->thread_runs)
             pthread_join(k->thread, NULL);
@@ -360,24 +373,26 @@ static void *supervisor_main(void *argument)
     pthread_sigmask(SIG_BLOCK, &all, NULL); /* the program's signals are for its own threads */
     prctl(PR_SET_NAME, "dpinfer");
     supervisor_start_all(s);
-    struct pollfd *fds = calloc(1 + 3 * s->count, sizeof *fds);
+    struct pollfd *fds = calloc(1 + 3 * LAYOUT_WORKERS, sizeof *fds);
     int64_t last_ns = clock_now_ns();
     while (fds && !atomic_load(&s->quit)) {
+        size_t seats = s->seats;
         fds[0] = (struct pollfd){.fd = s->supervisor_wake, .events = POLLIN};
-        for (size_t w = 0; w < s->count; w++) {
+        for (size_t w = 0; w < seats; w++) {
             session_worker *k = &s->workers[w];
             fds[1 + 3 * w] = (struct pollfd){.fd = k->socket, .events = POLLIN};
             fds[2 + 3 * w] = (struct pollfd){.fd = k->log_pipe, .events = POLLIN};
             fds[3 + 3 * w] = (struct pollfd){.fd = k->ended ? -1 : k->process.pidfd, .events = POLLIN};
         }
-        poll(fds, (nfds_t)(1 + 3 * s->count), patience_ms(s));
+        poll(fds, (nfds_t)(1 + 3 * seats), patience_ms(s));
         uint64_t calls;
         if ((fds[0].revents & POLLIN) && read(s->supervisor_wake, &calls, sizeof calls) > 0)
             recovery_step(s);
-        for (size_t w = 0; w < s->count; w++)
+        for (size_t w = 0; w < seats; w++)
             if (fds[1 + 3 * w].revents || fds[2 + 3 * w].revents || fds[3 + 3 * w].revents)
                 look_at_worker(s, w);
         tick(s, &last_ns);
+        supervisor_change(s);
         supervisor_restart_due(s);
     }
     free(fds);
@@ -387,11 +402,9 @@ static void *supervisor_main(void *argument)
 
 dpi_status supervisor_start(dpi_session *s, dpi_error *error)
 {
-    for (size_t w = 0; w < s->count; w++) {
-        session_worker *k = &s->workers[w];
-        k->socket = k->log_pipe = k->page_fd = k->process.pidfd = -1;
-        k->process.pid = -1;
-    }
+    s->seats = s->count;
+    for (size_t w = 0; w < s->seats; w++)
+        supervisor_set_up(&s->workers[w]);
     s->supervisor_wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (s->supervisor_wake < 0)
         return error_set_errno(error, DPI_E_SYSTEM, errno, "cannot make an event descriptor");

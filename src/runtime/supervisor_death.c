@@ -83,11 +83,11 @@ bool supervisor_reap(dpi_session *s, size_t w, int64_t deadline_ns)
 
 void supervisor_kill_all(dpi_session *s)
 {
-    for (size_t w = 0; w < s->count && !s->in_caller; w++)
+    for (size_t w = 0; w < s->seats && !s->in_caller; w++)
         if (!s->workers[w].ended)
             child_kill(&s->workers[w].process);
     int64_t deadline = clock_now_ns() + KILL_NS;
-    for (size_t w = 0; w < s->count; w++)
+    for (size_t w = 0; w < s->seats; w++)
         if (!supervisor_reap(s, w, deadline))
             log_error(&s->log, "worker %zu (%s) cannot be killed; its memory stays in quarantine", w,
                       s->devices.items[w].name);
@@ -166,25 +166,36 @@ static void fail_without_devices(dpi_session *s)
     char all[900] = "";
     size_t used = 0;
     for (size_t w = 0; w < s->count && used < sizeof all; w++)
-        used += (size_t)snprintf(all + used, sizeof all - used, "%s%s", w ? "; " : "",
-                                 s->workers[w].last_death ? s->workers[w].last_death : s->devices.items[w].name);
+        if (s->workers[w].device != DEVICE_REMOVED)
+            used += (size_t)snprintf(all + used, sizeof all - used, "%s%s", used ? "; " : "",
+                                     s->workers[w].last_death ? s->workers[w].last_death : s->devices.items[w].name);
     error_set(&error, DPI_E_WORKER, "%s: %s", s->count > 1 ? "every device has failed" : "the device keeps failing",
               all);
     supervisor_fail(s, &error);
 }
 
+size_t supervisor_devices_left(const dpi_session *s, size_t except)
+{
+    size_t left = 0;
+    for (size_t w = 0; w < s->count; w++)
+        left += w != except && s->workers[w].device == DEVICE_IN_USE;
+    return left;
+}
+
 void supervisor_retire(dpi_session *s, size_t w, const char *reason)
 {
-    bool others = false;
-    for (size_t i = 0; i < s->count; i++)
-        others |= i != w && s->workers[i].state != WORKER_RETIRED;
     pthread_mutex_lock(&s->lock);
     s->workers[w].state = WORKER_RETIRED;
+    s->workers[w].device = DEVICE_GIVEN_UP;
     s->retired++;
+    if (s->planner) /* there is none while the session opens */
+        planner_enable(s->planner, w, false);
+    if (s->total_rows)
+        session_spread(s, s->total_rows, s->shares);
     pthread_mutex_unlock(&s->lock);
     log_warning(&s->log, "%s is given up: %s", s->devices.items[w].name, reason);
     event_retired(s, w, reason);
-    if (!others)
+    if (!supervisor_devices_left(s, SESSION_NOBODY))
         fail_without_devices(s);
 }
 
@@ -205,7 +216,7 @@ void supervisor_plan_restart(dpi_session *s, size_t w, bool explained, const cha
     k->state = WORKER_WAITING;
 }
 
-void supervisor_bury(dpi_session *s, size_t w)
+void supervisor_bury(dpi_session *s, size_t w, bool died)
 {
     session_worker *k = &s->workers[w];
     supervisor_read_log(s, w);
@@ -214,7 +225,7 @@ void supervisor_bury(dpi_session *s, size_t w)
     if (k->socket >= 0)
         close(k->socket);
     k->socket = -1;
-    s->deaths++;
+    s->deaths += died;
     pthread_cond_broadcast(&s->changed);
     pthread_mutex_unlock(&s->lock);
     if (k->log_pipe >= 0)
@@ -226,11 +237,29 @@ void supervisor_worker_died(dpi_session *s, size_t w, const ending *e)
 {
     session_worker *k = &s->workers[w];
     death d;
-    supervisor_bury(s, w);
+    bool left = k->state == WORKER_LEAVING && e->exit_code == 0; /* as it was told to */
+    supervisor_bury(s, w, !left);
     describe_death(s, w, e, &d);
-    free(k->last_death);
-    k->last_death = strdup(d.reason);
-    event_died(s, w, e->signal_number, e->exit_code, e->hung, d.reason);
+    if (!left) {
+        free(k->last_death);
+        k->last_death = strdup(d.reason);
+        event_died(s, w, e->signal_number, e->exit_code, e->hung, d.reason);
+    }
+    if (k->joining) {
+        dpi_error error;
+        error_set(&error, d.status, "%s", d.reason);
+        supervisor_refuse_joining(s, &error);
+        return;
+    }
+    if (k->state == WORKER_LEAVING) {
+        d.counts = !left;
+        if (!left)
+            log_warning(&s->log, "%s", d.reason);
+        recovery_death(s, w, &d);
+        supervisor_removed(s, w);
+        recovery_step(s);
+        return;
+    }
     if (s->state == SESSION_OPENING && (e->signal_number <= 0 || e->hung || k->generation >= OPENING_STARTS)) {
         dpi_error error;
         error_set(&error, d.status, "%s", d.reason);
@@ -243,17 +272,22 @@ void supervisor_worker_died(dpi_session *s, size_t w, const ending *e)
     recovery_step(s);
 }
 
-void supervisor_end_worker(dpi_session *s, size_t w, const ending *e)
+bool supervisor_kill(dpi_session *s, size_t w, const char *why)
 {
     child_kill(&s->workers[w].process);
-    if (supervisor_reap(s, w, clock_now_ns() + KILL_NS)) {
-        supervisor_worker_died(s, w, e);
-        return;
-    }
+    if (supervisor_reap(s, w, clock_now_ns() + KILL_NS))
+        return true;
     dpi_error error;
     error_set(&error, DPI_E_WORKER, "worker %zu (%s, pid %d) %s, and cannot be killed; its memory stays in quarantine",
-              w, s->devices.items[w].name, (int)s->workers[w].process.pid, e->why);
+              w, s->devices.items[w].name, (int)s->workers[w].process.pid, why);
     supervisor_fail(s, &error);
+    return false;
+}
+
+void supervisor_end_worker(dpi_session *s, size_t w, const ending *e)
+{
+    if (supervisor_kill(s, w, e->why))
+        supervisor_worker_died(s, w, e);
 }
 
 void supervisor_start_anew(dpi_session *s, const char *what)
@@ -267,18 +301,23 @@ void supervisor_start_anew(dpi_session *s, const char *what)
     }
     log_warning(&s->log, "%s; all workers are started anew", error.message);
     supervisor_kill_all(s);
-    for (size_t w = 0; w < s->count; w++) {
+    for (size_t w = 0; w < s->seats; w++) {
         session_worker *k = &s->workers[w];
-        if (k->state != WORKER_STARTING && k->state != WORKER_READY)
+        if (k->joining || k->state == WORKER_WAITING || k->state == WORKER_RETIRED)
             continue;
         if (!k->ended) {
             supervisor_fail(s, &error);
             return;
         }
-        supervisor_bury(s, w);
+        supervisor_bury(s, w, true);
         recovery_death(s, w, &(death){.status = DPI_E_WORKER});
+        if (k->state == WORKER_LEAVING) {
+            supervisor_removed(s, w);
+            continue;
+        }
         k->state = WORKER_WAITING;
         k->restart_ns = 0;
     }
     recovery_free_all(s);
+    supervisor_refuse_joining(s, &error);
 }

@@ -97,7 +97,14 @@ static dpi_status make_page(session_worker *k, dpi_error *error)
     return DPI_OK;
 }
 
-static dpi_status start_worker(dpi_session *s, size_t w, dpi_error *error)
+void supervisor_set_up(session_worker *k)
+{
+    k->socket = k->log_pipe = k->page_fd = k->process.pidfd = -1;
+    k->process.pid = -1;
+    k->ended = true;
+}
+
+dpi_status supervisor_start_worker(dpi_session *s, size_t w, dpi_error *error)
 {
     session_worker *k = &s->workers[w];
     int pair[2];
@@ -113,6 +120,7 @@ static dpi_status start_worker(dpi_session *s, size_t w, dpi_error *error)
     atomic_store(&s->control->workers[w].mail, 0);
     s->setups[w].generation = k->generation;
     k->state = WORKER_STARTING;
+    k->ended = false;
     k->log_count = k->log_part_length = 0;
     k->mute_ns = 0;
     k->cpu_seen_ns = k->cpu_moved_ns = 0;
@@ -130,14 +138,19 @@ static dpi_status start_worker(dpi_session *s, size_t w, dpi_error *error)
     return status;
 }
 
+void supervisor_admit(dpi_session *s, size_t w)
+{
+    worker_control *c = &s->control->workers[w];
+    atomic_store_explicit(&c->admitted, s->workers[w].generation, memory_order_release); /* pairs with worker_loop */
+    bell_ring(&c->bell, &s->workers[w].page->sleeping);
+}
+
 void supervisor_start_all(dpi_session *s)
 {
     dpi_error error;
     for (size_t w = 0; w < s->count; w++)
-        if (start_worker(s, w, &error)) {
+        if (supervisor_start_worker(s, w, &error)) {
             s->workers[w].ended = s->workers[w].process.pidfd < 0; /* it may have been started already */
-            for (size_t later = w + 1; later < s->count; later++)
-                s->workers[later].ended = true;
             supervisor_fail(s, &error);
             return;
         }
@@ -151,13 +164,11 @@ void supervisor_restart_due(dpi_session *s)
         session_worker *k = &s->workers[w];
         if (k->state != WORKER_WAITING || k->restart_ns > now)
             continue;
-        k->ended = false;
         if (session_files_unchanged(s, &error)) {
-            k->ended = true;
             supervisor_retire(s, w, error.message);
-        } else if (start_worker(s, w, &error)) {
+        } else if (supervisor_start_worker(s, w, &error)) {
             k->ended = true;
-            supervisor_bury(s, w);
+            supervisor_bury(s, w, true);
             supervisor_plan_restart(s, w, false, error.message);
         }
     }

@@ -84,7 +84,7 @@ dpi_status worker_open(worker *w, dpi_error *error);
  * library and engine, and finds the broadcast inputs in w->inputs. */
 dpi_status worker_take_setup(worker *w, const json_t *message, dpi_error *error);
 dpi_status worker_load_engine(worker *w, worker_report *report, hash128 *key, dpi_error *error);
-/* Serves until control.shutdown. */
+/* Serves until control.shutdown, or until this worker is dismissed. */
 void worker_loop(worker *w);
 /* Frees what worker_open took; only in thread isolation (a worker process ends by _exit). */
 void worker_close(worker *w);

@@ -157,6 +157,8 @@ static bool hear_of_more(worker *w, uint32_t seen, int64_t look_again_ns)
 void worker_loop(worker *w)
 {
     const worker_control *mine = &w->control->workers[w->index];
+    /* Pairs with the caller's stores: admitted when it has compared our report, dismissed when the device goes. */
+    const _Atomic uint32_t *admitted = &mine->admitted, *dismissed = &mine->dismissed;
     bell_patience patience = {.mode = (dpi_wait_mode)w->control->wait_mode, .spin_us = w->control->spin_us};
     while (!atomic_load(&w->control->shutdown)) {
         uint32_t seen = atomic_load(&mine->bell);
@@ -168,8 +170,11 @@ void worker_loop(worker *w)
             worker_trial_run(w);
             continue;
         }
+        if (atomic_load_explicit(dismissed, memory_order_acquire) == w->generation)
+            break;
         int64_t look_again_ns = CLOCK_NEVER;
-        if (w->flight_count < (unsigned)w->depth && take_off(w, &look_again_ns))
+        if (w->flight_count < (unsigned)w->depth &&
+            atomic_load_explicit(admitted, memory_order_acquire) == w->generation && take_off(w, &look_again_ns))
             continue;
         if (w->flight_count) {
             if (w->flight_count == (unsigned)w->depth || !hear_of_more(w, seen, look_again_ns))

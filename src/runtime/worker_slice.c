@@ -47,6 +47,8 @@ static bool claim_shared(worker *w, const batch_desc *b, uint32_t sequence, clai
 static bool claim_own(worker *w, const batch_desc *b, uint32_t slot, uint32_t sequence, claims *c, flight *f)
 {
     slot_cursor *cursor = &w->cursors[slot];
+    if (w->index >= atomic_load_explicit(&b->planned_workers, memory_order_relaxed))
+        return false;
     uint32_t first = atomic_load_explicit(&b->first_slice[w->index], memory_order_relaxed);
     uint32_t end = atomic_load_explicit(&b->first_slice[w->index + 1], memory_order_relaxed);
     if (cursor->next < first)
@@ -105,8 +107,11 @@ static bool worth_stealing(const worker *w, const batch_desc *b, uint32_t victim
 static bool claim_stolen(worker *w, const batch_desc *b, uint32_t sequence, claims *c, flight *f,
                          int64_t *look_again_ns)
 {
-    for (uint32_t i = 1; i < w->control->worker_count; i++) {
-        uint32_t victim = (w->index + i) % w->control->worker_count;
+    uint32_t planned = atomic_load_explicit(&b->planned_workers, memory_order_relaxed);
+    for (uint32_t i = 1; i <= planned; i++) {
+        uint32_t victim = (w->index + i) % planned;
+        if (victim == w->index)
+            continue;
         uint32_t first = atomic_load_explicit(&b->first_slice[victim], memory_order_relaxed);
         uint32_t end = atomic_load_explicit(&b->first_slice[victim + 1], memory_order_relaxed);
         if (first >= end || end > LAYOUT_SLICES)
@@ -210,7 +215,9 @@ void worker_find_rows(const worker *w, flight *f)
         f->rows = (size_t)(b->rows - f->first_row < rows ? b->rows - f->first_row : rows);
         return;
     }
-    uint32_t low = 0, high = w->control->worker_count; /* the owner: the last w with first_slice[w] <= slice */
+    uint32_t low = 0,
+             high = atomic_load_explicit(&b->planned_workers,
+                                         memory_order_relaxed); /* the owner: the last w with first_slice[w] <= slice */
     while (high - low > 1) {
         uint32_t middle = (low + high) / 2;
         if (atomic_load_explicit(&b->first_slice[middle], memory_order_relaxed) <= f->slice)

@@ -8,6 +8,7 @@
 #include <math.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -302,6 +303,59 @@ static void too_many_bad_rows_are_a_failure(void **state)
     kit_close(k);
 }
 
+/* ---- a listener that takes its time ----------------------------------------------------------------------------- */
+
+typedef struct slow_story {
+    kit_story story;
+    _Atomic bool slow;
+} slow_story;
+
+static void tell_slowly(void *context, const char *json)
+{
+    slow_story *s = context;
+    kit_tell(&s->story, json);
+    if (atomic_load(&s->slow) && strstr(json, "\"died\"") && strstr(json, "\"worker\":0"))
+        clock_sleep_until_ns(clock_now_ns() + 700000000);
+}
+
+static pid_t pid_of(kit *k, size_t w)
+{
+    dpi_error error;
+    dpi_description d = DPI_INIT(dpi_description);
+    kit_assert_ok(dpi_describe(k->s, &d, &error), error);
+    return (pid_t)d.workers[w].pid;
+}
+
+/* While the supervisor is in the listener, worker 1 starts again and says that it is ready. It must not take slices
+ * before the supervisor has compared its engine; if it does, the supervisor finds words of somebody who is not there.
+ */
+static void a_worker_waits_until_its_engine_was_compared(void **state)
+{
+    (void)state;
+    slow_story told = {.story = KIT_STORY, .slow = true};
+    dpi_options o = quietly();
+    o.batch = 1;
+    o.slice_timeout_ms = 5000;
+    o.event = tell_slowly;
+    o.event_context = &told;
+    kit *k = kit_open(SIMPLE "fixed_us 300000\n", "sim:0,sim:7,sim:2", &o);
+    dpi_error error = {0};
+    dpi_ticket ticket;
+    kit_batch *b = kit_batch_new(k, 18, 1, 3);
+    kit_assert_ok(kit_submit(k, b, false, 0, &ticket, &error), error);
+    pid_t first = pid_of(k, 1), second = first;
+    kill(first, SIGKILL);
+    for (double until = kit_now_s() + 20; (second <= 0 || second == first) && kit_now_s() < until;)
+        second = pid_of(k, 1);
+    kill(pid_of(k, 0), SIGKILL);
+    kit_assert_ok(dpi_wait(k->s, ticket, 60000, NULL, 0, &error), error);
+    kit_batch_check(b, NULL);
+    assert_true(kit_story_says(&told.story, "\"died\",\"worker\":0"));
+    assert_false(kit_story_says(&told.story, "spoilt"));
+    kit_batch_free(b);
+    kit_close(k);
+}
+
 int main(int argc, char **argv)
 {
     if (argc > 1)
@@ -316,6 +370,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(bad_rows_are_found_and_left_out),
         cmocka_unit_test(a_bad_row_fails_its_batch_and_is_named),
         cmocka_unit_test(too_many_bad_rows_are_a_failure),
+        cmocka_unit_test(a_worker_waits_until_its_engine_was_compared),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
