@@ -116,6 +116,7 @@ dpi_status supervisor_start_worker(dpi_session *s, size_t w, dpi_error *error)
     pthread_mutex_lock(&s->lock);
     k->socket = pair[0];
     k->generation++;
+    k->process.pid = 0; /* nobody may take the one before for this generation */
     pthread_mutex_unlock(&s->lock);
     atomic_store(&s->control->workers[w].mail, 0);
     s->setups[w].generation = k->generation;
