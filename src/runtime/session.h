@@ -48,6 +48,7 @@ typedef struct session_worker {
     unsigned strikes;         /* deaths in a row that count against the device */
     uint64_t slices_at_ready; /* page->slices when this generation became ready */
     int64_t restart_ns;       /* WORKER_WAITING: when */
+    int64_t idle_ns;          /* WORKER_LEAVING: when it was last seen at work, or told to leave */
     int64_t mute_ns;          /* since when its socket is closed, or spoilt; 0: it is not */
     char *last_death;         /* malloc'd */
     child process;

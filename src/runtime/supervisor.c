@@ -20,7 +20,8 @@
 #define TICK_MS  100
 #define HARD_CAP 10 /* times the limit: a hang even while CPU time advances */
 #define LEAVE_NS 1500000000
-#define MUTE_NS  300000000 /* a worker whose socket has closed may take this long to die */
+#define OBEY_NS  5000000000 /* an idle worker that is told to leave may take this long */
+#define MUTE_NS  300000000  /* a worker whose socket has closed may take this long to die */
 
 /* ---- messages --------------------------------------------------------------------------------------------------- */
 
@@ -199,6 +200,17 @@ static void check_slice(dpi_session *s, size_t w, int64_t now)
     supervisor_end_worker(s, w, &e);
 }
 
+/* A worker that has been told to leave has nothing to do but what it had begun. */
+static void check_leaving(dpi_session *s, size_t w, int64_t now)
+{
+    session_worker *k = &s->workers[w];
+    if (atomic_load(&k->page->busy_since_ns))
+        k->idle_ns = now;
+    else if (now - k->idle_ns > OBEY_NS)
+        supervisor_end_worker(
+            s, w, &(ending){.signal_number = -1, .exit_code = -1, .why = "did not leave when told to and was ended"});
+}
+
 /* Work that nobody has started although somebody should have: ring again. A lost ring (a worker's lying hint, a
  * counter gone wrong) must cost time, never a hang. */
 static void nudge(dpi_session *s)
@@ -294,6 +306,8 @@ static void tick(dpi_session *s, int64_t *last_ns)
             check_start(s, w, now);
         else if (k->state == WORKER_READY || k->state == WORKER_LEAVING)
             check_slice(s, w, now);
+        if (k->state == WORKER_LEAVING)
+            check_leaving(s, w, now);
     }
     if (atomic_load(&s->failed))
         return;

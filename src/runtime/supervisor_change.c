@@ -1,4 +1,5 @@
 /* Devices that come and go while the session is open: the supervisor's part of dpi_device_add and dpi_device_remove. */
+#include "base/clock.h"
 #include "runtime/events.h"
 #include "runtime/recovery.h"
 #include "runtime/supervisor.h"
@@ -222,6 +223,7 @@ static void dismiss(dpi_session *s, size_t w)
     if (k->state != WORKER_READY)
         return;
     k->state = WORKER_LEAVING;
+    k->idle_ns = clock_now_ns();
     atomic_store_explicit(&c->dismissed, k->generation, memory_order_release); /* pairs with worker_loop */
     bell_ring(&c->bell, &k->page->sleeping);
 }

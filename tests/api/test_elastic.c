@@ -1,160 +1,39 @@
 /* Devices come and go while batches and runs are under way: every row comes out right, once and in order. */
-#include "sim_kit.h"
+#include "elastic_kit.h"
 
 #include "base/clock.h"
 
 #include <malloc.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define SIMPLE "input x float32 N 5\noutput y float32 N 3\noutput z int32 N\n"
-#define POISON 777
-
-static void quiet(void *context, dpi_log_level level, const char *line)
-{
-    (void)context;
-    (void)level;
-    (void)line;
-}
-
-static dpi_options quietly(kit_story *story)
-{
-    dpi_options o = DPI_INIT(dpi_options);
-    o.log = quiet;
-    o.batch = 2;
-    o.slice_timeout_ms = 5000;
-    o.event = story ? kit_tell : NULL;
-    o.event_context = story;
-    return o;
-}
-
-/* Options `key` = `value` of worker `w` alone, one after another. */
-static void set_option(dpi_options *o, dpi_key_value *list, const char *key, const char *value)
-{
-    list[o->backend_option_count++] = (dpi_key_value){key, value};
-    o->backend_options = list;
-}
-
-static dpi_stats_data stats_of(const kit *k, dpi_worker_stats *workers, size_t count)
-{
-    dpi_error error;
-    dpi_stats_data stats = DPI_INIT(dpi_stats_data);
-    stats.workers = workers;
-    stats.worker_count = count;
-    kit_assert_ok(dpi_stats(k->s, &stats, &error), error);
-    return stats;
-}
-
-static uint64_t slices_of(const kit *k, size_t w)
-{
-    dpi_worker_stats workers[16];
-    assert_true(w < stats_of(k, workers, 16).worker_count);
-    return workers[w].slices;
-}
-
-static dpi_description describe(const kit *k)
-{
-    dpi_error error;
-    dpi_description d = DPI_INIT(dpi_description);
-    kit_assert_ok(dpi_describe(k->s, &d, &error), error);
-    return d;
-}
-
-static void add(const kit *k, const char *devices)
-{
-    dpi_error error = {.status = DPI_E_INTERNAL, .message = "stale"};
-    kit_assert_ok(dpi_device_add(k->s, devices, 0, &error), error);
-    assert_string_equal(error.message, "");
-}
-
-static void take_away(const kit *k, const char *devices)
-{
-    dpi_error error = {.status = DPI_E_INTERNAL, .message = "stale"};
-    kit_assert_ok(dpi_device_remove(k->s, devices, 0, &error), error);
-    assert_string_equal(error.message, "");
-}
-
-static void refused(dpi_status got, dpi_status wanted, const dpi_error *error, const char *part)
-{
-    if (got != wanted || error->status != wanted)
-        fail_msg("%s instead of %s: %s", dpi_status_name(got), dpi_status_name(wanted), error->message);
-    kit_assert_contains(error->message, part);
-}
-
-/* Forwards batches until worker w has computed something. */
-static void until_it_computes(const kit *k, size_t w, size_t rows)
-{
-    uint64_t before = slices_of(k, w);
-    double until = kit_now_s() + 30;
-    for (uint64_t i = 0; slices_of(k, w) == before && kit_now_s() < until; i++)
-        kit_forward(k, rows, i);
-    assert_true(slices_of(k, w) > before);
-}
-
-static size_t count_in(kit_story *story, const char *part)
-{
-    size_t count = 0;
-    pthread_mutex_lock(&story->lock);
-    for (const char *at = story->text; (at = strstr(at, part)); at++)
-        count++;
-    pthread_mutex_unlock(&story->lock);
-    return count;
-}
-
 /* ---- while batches are in flight -------------------------------------------------------------------------------- */
-
-#define BATCHES 6
-
-typedef struct queue {
-    kit_batch *batches[BATCHES];
-    dpi_ticket tickets[BATCHES];
-} queue;
-
-static void submit_all(const kit *k, queue *q, size_t rows)
-{
-    dpi_error error = {0};
-    for (uint64_t i = 0; i < BATCHES; i++) {
-        q->batches[i] = kit_batch_new(k, rows, i, 3);
-        kit_assert_ok(kit_submit(k, q->batches[i], false, 0, &q->tickets[i], &error), error);
-    }
-}
-
-static void check_all(const kit *k, queue *q)
-{
-    dpi_error error = {0};
-    for (size_t i = 0; i < BATCHES; i++) {
-        kit_assert_ok(dpi_wait(k->s, q->tickets[i], 60000, NULL, 0, &error), error);
-        kit_batch_check(q->batches[i], NULL);
-        kit_batch_free(q->batches[i]);
-    }
-}
 
 static void added_in_flight(const char *text, size_t fixed_split)
 {
     kit_traces before = kit_look();
     kit_story story = KIT_STORY;
-    dpi_options o = quietly(&story);
+    dpi_options o = elastic_options(&story);
     o.total_batch_size = fixed_split;
     kit *k = kit_open(text, "sim:0", &o);
-    queue q;
-    submit_all(k, &q, 40);
-    add(k, "sim:7,sim:2");
+    elastic_queue q;
+    elastic_submit(k, &q, 40);
+    elastic_add(k, "sim:7,sim:2");
     assert_true(kit_story_says(&story, "\"event\":\"added\",\"worker\":1,\"device\":\"sim:7\""));
     assert_true(kit_story_says(&story, "\"event\":\"added\",\"worker\":2,\"device\":\"sim:2\""));
-    check_all(k, &q);
-    dpi_description d = describe(k);
+    elastic_check(k, &q);
+    dpi_description d = elastic_describe(k);
     assert_int_equal(d.worker_count, 3);
     assert_true(d.bit_identical);
     assert_string_equal(d.workers[2].device, "sim:2");
     assert_string_equal(d.workers[2].fingerprint, d.workers[0].fingerprint);
     assert_true(d.workers[2].pid > 0);
-    until_it_computes(k, 1, 40);
-    until_it_computes(k, 2, 40);
-    assert_int_equal(stats_of(k, NULL, 0).failed_batches, 0);
+    elastic_use(k, 1, 40);
+    elastic_use(k, 2, 40);
+    assert_int_equal(elastic_stats(k, NULL, 0).failed_batches, 0);
     kit_close(k);
     kit_check_clean(before);
 }
@@ -171,16 +50,16 @@ static void devices_are_added_while_batches_are_in_flight(void **state)
 static void a_new_device_helps_with_what_is_in_flight(void **state)
 {
     (void)state;
-    dpi_options o = quietly(NULL);
+    dpi_options o = elastic_options(NULL);
     kit *k = kit_open(SIMPLE "fixed_us 50000\n", "sim:0", &o);
     dpi_error error = {0};
     dpi_ticket ticket;
     kit_batch *b = kit_batch_new(k, 120, 1, 3); /* 60 slices, 3 s for one */
     kit_assert_ok(kit_submit(k, b, false, 0, &ticket, &error), error);
-    add(k, "sim:7");
+    elastic_add(k, "sim:7");
     kit_assert_ok(dpi_wait(k->s, ticket, 60000, NULL, 0, &error), error);
     kit_batch_check(b, NULL);
-    assert_true(slices_of(k, 1) > 0);
+    assert_true(elastic_slices(k, 1) > 0);
     kit_batch_free(b);
     kit_close(k);
 }
@@ -189,29 +68,29 @@ static void removed_in_flight(const char *text, size_t fixed_split)
 {
     kit_traces before = kit_look();
     kit_story story = KIT_STORY;
-    dpi_options o = quietly(&story);
+    dpi_options o = elastic_options(&story);
     o.total_batch_size = fixed_split;
     kit *k = kit_open(text, "sim:0,sim:7,sim:2", &o);
-    queue q;
-    submit_all(k, &q, 60);
-    take_away(k, "sim:7");
+    elastic_queue q;
+    elastic_submit(k, &q, 60);
+    elastic_remove(k, "sim:7");
     assert_true(kit_story_says(&story, "\"event\":\"removed\",\"worker\":1,\"device\":\"sim:7\""));
-    uint64_t slices = slices_of(k, 1);
-    check_all(k, &q);
+    uint64_t slices = elastic_slices(k, 1);
+    elastic_check(k, &q);
     for (uint64_t i = 0; i < 4; i++)
         kit_forward(k, 60, 50 + i);
-    assert_int_equal(slices_of(k, 1), slices);
-    assert_int_equal(describe(k).workers[1].pid, 0);
-    dpi_stats_data stats = stats_of(k, NULL, 0);
+    assert_int_equal(elastic_slices(k, 1), slices);
+    assert_int_equal(elastic_describe(k).workers[1].pid, 0);
+    dpi_stats_data stats = elastic_stats(k, NULL, 0);
     assert_int_equal(stats.deaths, 0);
     assert_int_equal(stats.replayed_slices, 0);
     assert_int_equal(stats.failed_batches, 0);
-    assert_int_equal(count_in(&story, "\"started\""), 3);
+    assert_int_equal(elastic_count(&story, "\"started\""), 3);
     assert_false(kit_story_says(&story, "\"died\""));
-    add(k, "sim:7"); /* and back */
-    assert_int_equal(describe(k).worker_count, 3);
-    assert_int_equal(describe(k).workers[1].generation, 2);
-    until_it_computes(k, 1, 60);
+    elastic_add(k, "sim:7"); /* and back */
+    assert_int_equal(elastic_describe(k).worker_count, 3);
+    assert_int_equal(elastic_describe(k).workers[1].generation, 2);
+    elastic_use(k, 1, 60);
     kit_close(k);
     kit_check_clean(before);
 }
@@ -228,28 +107,28 @@ static void devices_are_removed_while_batches_are_in_flight(void **state)
 static void what_was_not_begun_is_free_at_once(void **state)
 {
     (void)state;
-    dpi_options o = quietly(NULL);
+    dpi_options o = elastic_options(NULL);
     const size_t shares[] = {2, 20};
     o.batch_size_list = shares;
     o.batch_size_count = 2;
     o.batch = 2;
     dpi_key_value list[1];
-    set_option(&o, list, "1.fixed_us", "1000000");
+    elastic_set(&o, list, "1.fixed_us", "1000000");
     kit *k = kit_open(SIMPLE, "sim:0,sim:7", &o);
     dpi_error error = {0};
     dpi_ticket ticket;
     kit_batch *b = kit_batch_new(k, 22, 1, 3); /* worker 1: ten slices of a second each */
     kit_assert_ok(kit_submit(k, b, false, 0, &ticket, &error), error);
-    refused(dpi_device_remove(k->s, "sim:7", -1, &error), DPI_TIMEOUT, &error, "sim:7 is not done");
+    elastic_refused(dpi_device_remove(k->s, "sim:7", -1, &error), DPI_TIMEOUT, &error, "sim:7 is not done");
     double until = kit_now_s() + 20;
-    while (slices_of(k, 0) < 10 && kit_now_s() < until)
+    while (elastic_slices(k, 0) < 10 && kit_now_s() < until)
         clock_sleep_until_ns(clock_now_ns() + 1000000);
-    assert_true(slices_of(k, 0) >= 10);
-    assert_true(slices_of(k, 1) <= 1);
-    take_away(k, "sim:7"); /* waits for the one that is leaving */
+    assert_true(elastic_slices(k, 0) >= 10);
+    assert_true(elastic_slices(k, 1) <= 1);
+    elastic_remove(k, "sim:7"); /* waits for the one that is leaving */
     kit_assert_ok(dpi_wait(k->s, ticket, 60000, NULL, 0, &error), error);
     kit_batch_check(b, NULL);
-    assert_true(slices_of(k, 0) + slices_of(k, 1) >= 11);
+    assert_true(elastic_slices(k, 0) + elastic_slices(k, 1) >= 11);
     kit_batch_free(b);
     kit_close(k);
 }
@@ -317,27 +196,27 @@ static void devices_come_and_go_during_a_run(void **state)
     char plain[256], changed[256];
     snprintf(plain, sizeof plain, "%s/plain.npy", folder);
     snprintf(changed, sizeof changed, "%s/changed.npy", folder);
-    dpi_options o = quietly(NULL);
+    dpi_options o = elastic_options(NULL);
     kit *k = kit_open(SIMPLE "fixed_us 2000\n", "sim:0,sim:7", &o);
     running first = {.k = k, .output = plain}, second = {.k = k, .output = changed};
     run_it(&first);
     kit_assert_ok(first.status, first.error);
     pthread_t thread;
-    uint64_t before = slices_of(k, 1);
+    uint64_t before = elastic_slices(k, 1);
     assert_int_equal(pthread_create(&thread, NULL, run_it, &second), 0);
     wait_for_rows(&second, 100);
-    add(k, "sim:2,sim:3");
+    elastic_add(k, "sim:2,sim:3");
     wait_for_rows(&second, 1000);
-    take_away(k, "sim:0");
-    take_away(k, "sim:3");
+    elastic_remove(k, "sim:0");
+    elastic_remove(k, "sim:3");
     wait_for_rows(&second, 2000);
-    add(k, "sim:0");
+    elastic_add(k, "sim:0");
     pthread_join(thread, NULL);
     kit_assert_ok(second.status, second.error);
     assert_int_equal(atomic_load(&second.rows), 4001);
     assert_int_equal(second.most_workers, 4);
     for (size_t w = 1; w < 4; w++)
-        assert_true(slices_of(k, w) > (w == 1 ? before : 0));
+        assert_true(elastic_slices(k, w) > (w == 1 ? before : 0));
     size_t bytes, others;
     char *want = read_all(plain, &bytes), *got = read_all(changed, &others);
     assert_int_equal(bytes, others);
@@ -356,29 +235,29 @@ static size_t heap_bytes(void) { return mallinfo2().uordblks; }
 static void a_hundred_times_leaves_nothing(void **state)
 {
     (void)state;
-    dpi_options o = quietly(NULL);
+    dpi_options o = elastic_options(NULL);
     kit *k = kit_open(SIMPLE "fixed_us 100\n", "sim:0,sim:7", &o);
     kit_traces after_first = {0};
     size_t heap = 0;
     uint64_t arena = 0;
     for (uint64_t i = 0; i < 100; i++) {
         kit_forward(k, 30, i);
-        take_away(k, "sim:7");
+        elastic_remove(k, "sim:7");
         kit_forward(k, 30, i + 1);
-        add(k, "sim:7");
+        elastic_add(k, "sim:7");
         if (i == 9) {
             after_first = kit_look();
             heap = heap_bytes();
-            arena = stats_of(k, NULL, 0).arena_input_bytes;
+            arena = elastic_stats(k, NULL, 0).arena_input_bytes;
         }
     }
     kit_check_clean(after_first);
     assert_true(heap_bytes() < heap + 65536);
-    assert_int_equal(stats_of(k, NULL, 0).arena_input_bytes, arena);
-    dpi_description d = describe(k);
+    assert_int_equal(elastic_stats(k, NULL, 0).arena_input_bytes, arena);
+    dpi_description d = elastic_describe(k);
     assert_int_equal(d.worker_count, 2);
     assert_int_equal(d.workers[1].generation, 101);
-    assert_int_equal(stats_of(k, NULL, 0).deaths, 0);
+    assert_int_equal(elastic_stats(k, NULL, 0).deaths, 0);
     kit_close(k);
 }
 
@@ -409,7 +288,7 @@ static void threads_change_devices_while_others_forward(void **state)
 {
     (void)state;
     kit_traces before = kit_look();
-    dpi_options o = quietly(NULL);
+    dpi_options o = elastic_options(NULL);
     kit *k = kit_open(SIMPLE "fixed_us 300\n", "sim:0,sim:7,sim:2", &o);
     _Atomic bool stop = false;
     changer changers[] = {{.k = k, .device = "sim:7", .stop = &stop}, {.k = k, .device = "sim:2", .stop = &stop}};
@@ -427,211 +306,10 @@ static void threads_change_devices_while_others_forward(void **state)
         assert_null(failed);
         assert_true(changers[i].changes > 0);
     }
-    assert_int_equal(stats_of(k, NULL, 0).failed_batches, 0);
-    assert_int_equal(stats_of(k, NULL, 0).deaths, 0);
+    assert_int_equal(elastic_stats(k, NULL, 0).failed_batches, 0);
+    assert_int_equal(elastic_stats(k, NULL, 0).deaths, 0);
     kit_close(k);
     kit_check_clean(before);
-}
-
-/* ---- devices that fail meanwhile -------------------------------------------------------------------------------- */
-
-static void a_device_that_hangs_is_removed_all_the_same(void **state)
-{
-    (void)state;
-    kit_traces before = kit_look();
-    kit_story story = KIT_STORY;
-    dpi_options o = quietly(&story);
-    dpi_key_value list[1];
-    set_option(&o, list, "1.hang_at_slice", "2");
-    o.slice_timeout_ms = 300;
-    o.compile_timeout_ms = 1000;
-    o.total_batch_size = 6;
-    kit *k = kit_open(SIMPLE "fixed_us 2000\n", "sim:0,sim:7,sim:2", &o);
-    queue q;
-    submit_all(k, &q, 30);
-    double until = kit_now_s() + 20;
-    while (slices_of(k, 1) < 1 && kit_now_s() < until)
-        clock_sleep_until_ns(clock_now_ns() + 1000000);
-    take_away(k, "sim:7");
-    check_all(k, &q);
-    assert_true(kit_story_says(&story, "\"hung\":true"));
-    assert_true(kit_story_says(&story, "\"removed\",\"worker\":1"));
-    assert_int_equal(count_in(&story, "\"started\",\"worker\":1"), 1);
-    assert_int_equal(stats_of(k, NULL, 0).failed_batches, 0);
-    assert_int_equal(stats_of(k, NULL, 0).retired_devices, 0);
-    kit_close(k);
-    kit_check_clean(before);
-}
-
-static void one_that_dies_at_its_start_is_not_added(void **state)
-{
-    (void)state;
-    kit_story story = KIT_STORY;
-    dpi_options o = quietly(&story);
-    dpi_key_value list[3];
-    set_option(&o, list, "2.die_compile", "1");
-    set_option(&o, list, "2.signal", "11");
-    set_option(&o, list, "2.fault_generations", "1");
-    kit *k = kit_open(SIMPLE "fixed_us 500\n", "sim:0", &o);
-    kit_traces before = kit_look();
-    dpi_error error = {0};
-    /* one of two: neither is there afterwards */
-    refused(dpi_device_add(k->s, "sim:7,sim:2", 0, &error), DPI_E_WORKER, &error, "signal 11");
-    kit_assert_contains(error.message, "sim:2");
-    assert_int_equal(describe(k).worker_count, 1);
-    kit_traces now = kit_look();
-    assert_int_equal(now.children, before.children);
-    assert_false(kit_story_says(&story, "\"added\""));
-    kit_forward(k, 30, 1);
-    add(k, "sim:9,sim:2"); /* another in the first one's place */
-    assert_int_equal(describe(k).worker_count, 3);
-    assert_string_equal(describe(k).workers[1].device, "sim:9");
-    until_it_computes(k, 1, 30);
-    until_it_computes(k, 2, 30);
-    kit_close(k);
-}
-
-static void one_that_takes_too_long_is_not_added(void **state)
-{
-    (void)state;
-    dpi_options o = quietly(NULL);
-    dpi_key_value list[1];
-    set_option(&o, list, "1.compile_ms", "60000");
-    kit *k = kit_open(SIMPLE "fixed_us 500\n", "sim:0", &o);
-    kit_traces before = kit_look();
-    dpi_error error = {0};
-    refused(dpi_device_add(k->s, "sim:7", 100, &error), DPI_TIMEOUT, &error, "sim:7 was not ready in time");
-    assert_int_equal(kit_look().children, before.children);
-    assert_int_equal(describe(k).worker_count, 1);
-    kit_forward(k, 30, 1);
-    kit_close(k);
-}
-
-static void wait_for_generation(const kit *k, size_t w, uint32_t generation)
-{
-    double until = kit_now_s() + 30;
-    dpi_description d = describe(k);
-    while ((d.workers[w].generation < generation || d.workers[w].pid <= 0) && kit_now_s() < until) {
-        clock_sleep_until_ns(clock_now_ns() + 1000000);
-        d = describe(k);
-    }
-    assert_int_equal(d.workers[w].generation, generation);
-    assert_true(d.workers[w].pid > 0);
-}
-
-static void a_device_that_was_given_up_is_brought_back(void **state)
-{
-    (void)state;
-    kit_story story = KIT_STORY;
-    dpi_options o = quietly(&story);
-    o.max_deaths = 2;
-    kit *k = kit_open(SIMPLE "fixed_us 2000\n", "sim:0,sim:7,sim:2", &o);
-    for (uint32_t generation = 1; generation <= 2; generation++) {
-        wait_for_generation(k, 1, generation);
-        kill((pid_t)describe(k).workers[1].pid, SIGKILL);
-    }
-    double until = kit_now_s() + 30;
-    for (uint64_t i = 0; !stats_of(k, NULL, 0).retired_devices && kit_now_s() < until; i++)
-        kit_forward(k, 60, i);
-    assert_int_equal(stats_of(k, NULL, 0).retired_devices, 1);
-    assert_true(kit_story_says(&story, "\"retired\",\"worker\":1"));
-    assert_int_equal(describe(k).workers[1].pid, 0);
-    add(k, "sim:7");
-    assert_int_equal(stats_of(k, NULL, 0).retired_devices, 0);
-    assert_int_equal(describe(k).worker_count, 3);
-    until_it_computes(k, 1, 60);
-    wait_for_generation(k, 1, 3);
-    kill((pid_t)describe(k).workers[1].pid, SIGKILL); /* what it had done before is forgiven: it may die once more */
-    wait_for_generation(k, 1, 4);
-    until_it_computes(k, 1, 60);
-    assert_int_equal(stats_of(k, NULL, 0).failed_batches, 0);
-    kit_close(k);
-}
-
-/* It is not there, because it has just died: removing it ends its restarts. */
-static void a_device_that_is_being_started_again_is_removed(void **state)
-{
-    (void)state;
-    kit_story story = KIT_STORY;
-    dpi_options o = quietly(&story);
-    dpi_key_value list[2];
-    set_option(&o, list, "1.die_at_slice", "1");
-    set_option(&o, list, "1.compile_ms", "150");
-    o.max_deaths = 1000;
-    kit *k = kit_open(SIMPLE "fixed_us 2000\n", "sim:0,sim:7,sim:2", &o);
-    queue q;
-    submit_all(k, &q, 60);
-    double until = kit_now_s() + 20;
-    while (!kit_story_says(&story, "\"died\"") && kit_now_s() < until)
-        clock_sleep_until_ns(clock_now_ns() + 1000000);
-    take_away(k, "sim:7");
-    size_t started = count_in(&story, "\"started\"");
-    check_all(k, &q);
-    for (uint64_t i = 0; i < 3; i++)
-        kit_forward(k, 60, i);
-    assert_int_equal(count_in(&story, "\"started\""), started);
-    assert_int_equal(describe(k).workers[1].pid, 0);
-    kit_close(k);
-}
-
-/* A row that kills is found while a device goes that may be the one that tries it. */
-static void a_device_is_removed_while_a_bad_row_is_looked_for(void **state)
-{
-    (void)state;
-    char text[300];
-    snprintf(text, sizeof text, "%sfixed_us 500\npoison %d\n", SIMPLE, POISON);
-    for (int delay_ms = 0; delay_ms < 60; delay_ms += 12) {
-        dpi_options o = quietly(NULL);
-        o.batch = 8;
-        o.on_bad_row = DPI_BAD_ROW_SKIP;
-        kit *k = kit_open(text, "sim:0,sim:7,sim:2", &o);
-        dpi_error error = {0};
-        dpi_ticket ticket;
-        kit_batch *b = kit_batch_new(k, 60, 1, 3);
-        ((float *)b->in[0].data)[37 * 5] = POISON;
-        kit_assert_ok(kit_submit(k, b, false, 0, &ticket, &error), error);
-        clock_sleep_until_ns(clock_now_ns() + delay_ms * 1000000);
-        take_away(k, "sim:7");
-        dpi_status status = dpi_wait(k->s, ticket, 60000, NULL, 0, &error);
-        if (status != DPI_BAD_ROWS)
-            fail_msg("%s: %s", dpi_status_name(status), error.message);
-        kit_assert_contains(error.message, "row 37");
-        dpi_stats_data stats = stats_of(k, NULL, 0);
-        assert_int_equal(stats.bad_rows, 1);
-        assert_int_equal(stats.retired_devices, 0);
-        kit_forward(k, 60, 2);
-        kit_batch_free(b);
-        kit_close(k);
-    }
-}
-
-/* All workers are started anew while one joins and one leaves. */
-static void shared_memory_is_spoilt_while_devices_change(void **state)
-{
-    (void)state;
-    dpi_options o = quietly(NULL);
-    dpi_key_value list[3];
-    set_option(&o, list, "0.spoil_at_slice", "3");
-    set_option(&o, list, "0.fault_generations", "1");
-    set_option(&o, list, "2.compile_ms", "700");
-    kit *k = kit_open(SIMPLE "fixed_us 100000\n", "sim:0,sim:7", &o);
-    queue q;
-    submit_all(k, &q, 8);
-    dpi_error error = {0};
-    dpi_device_remove(k->s, "sim:7", -1, &error);
-    dpi_status status = dpi_device_add(k->s, "sim:2", 0, &error);
-    if (status)
-        refused(status, DPI_E_WORKER, &error, "spoilt");
-    check_all(k, &q);
-    dpi_error gone; /* it may have been gone before it could be killed */
-    dpi_status removed = dpi_device_remove(k->s, "sim:7", 0, &gone);
-    if (removed)
-        refused(removed, DPI_E_DEVICE, &gone, "no device of this session");
-    if (status)
-        add(k, "sim:2");
-    kit_forward(k, 8, 1);
-    assert_int_equal(describe(k).worker_count, 3);
-    kit_close(k);
 }
 
 /* ---- what is refused -------------------------------------------------------------------------------------------- */
@@ -639,13 +317,14 @@ static void shared_memory_is_spoilt_while_devices_change(void **state)
 static void the_last_device_stays(void **state)
 {
     (void)state;
-    dpi_options o = quietly(NULL);
+    dpi_options o = elastic_options(NULL);
     kit *k = kit_open(SIMPLE, "sim:0,sim:7", &o);
     dpi_error error = {0};
-    refused(dpi_device_remove(k->s, "sim:7,sim:0", 0, &error), DPI_E_DEVICE, &error, "no device left");
-    take_away(k, "sim:0");
-    refused(dpi_device_remove(k->s, "sim:7", 0, &error), DPI_E_DEVICE, &error, "no device left");
-    refused(dpi_device_remove(k->s, "sim:0", 0, &error), DPI_E_DEVICE, &error, "sim:0 is no device of this session");
+    elastic_refused(dpi_device_remove(k->s, "sim:7,sim:0", 0, &error), DPI_E_DEVICE, &error, "no device left");
+    elastic_remove(k, "sim:0");
+    elastic_refused(dpi_device_remove(k->s, "sim:7", 0, &error), DPI_E_DEVICE, &error, "no device left");
+    elastic_refused(dpi_device_remove(k->s, "sim:0", 0, &error), DPI_E_DEVICE, &error,
+                    "sim:0 is no device of this session");
     kit_forward(k, 30, 1);
     kit_close(k);
 }
@@ -653,35 +332,35 @@ static void the_last_device_stays(void **state)
 static void bad_arguments(void **state)
 {
     (void)state;
-    dpi_options o = quietly(NULL);
+    dpi_options o = elastic_options(NULL);
     kit *k = kit_open(SIMPLE, "sim:0", &o);
     dpi_error error = {0};
-    refused(dpi_device_add(k->s, "auto", 0, &error), DPI_E_ARGUMENT, &error, "auto");
-    refused(dpi_device_add(k->s, "sim:7", -1, &error), DPI_E_ARGUMENT, &error, "timeout");
-    refused(dpi_device_add(k->s, NULL, 0, &error), DPI_E_ARGUMENT, &error, "NULL");
-    refused(dpi_device_add(k->s, "nonsense", 0, &error), DPI_E_DEVICE, &error, "nonsense");
-    refused(dpi_device_add(k->s, "cpu:0", 0, &error), DPI_E_DEVICE, &error, "does not run on cpu:0");
-    refused(dpi_device_add(k->s, "sim:1*256", 0, &error), DPI_E_DEVICE, &error, "at most 256");
-    refused(dpi_device_remove(k->s, "sim:7", 0, &error), DPI_E_DEVICE, &error, "no device of this session");
-    refused(dpi_device_remove(k->s, "", 0, &error), DPI_E_DEVICE, &error, "no device");
+    elastic_refused(dpi_device_add(k->s, "auto", 0, &error), DPI_E_ARGUMENT, &error, "auto");
+    elastic_refused(dpi_device_add(k->s, "sim:7", -1, &error), DPI_E_ARGUMENT, &error, "timeout");
+    elastic_refused(dpi_device_add(k->s, NULL, 0, &error), DPI_E_ARGUMENT, &error, "NULL");
+    elastic_refused(dpi_device_add(k->s, "nonsense", 0, &error), DPI_E_DEVICE, &error, "nonsense");
+    elastic_refused(dpi_device_add(k->s, "cpu:0", 0, &error), DPI_E_DEVICE, &error, "does not run on cpu:0");
+    elastic_refused(dpi_device_add(k->s, "sim:1*256", 0, &error), DPI_E_DEVICE, &error, "at most 256");
+    elastic_refused(dpi_device_remove(k->s, "sim:7", 0, &error), DPI_E_DEVICE, &error, "no device of this session");
+    elastic_refused(dpi_device_remove(k->s, "", 0, &error), DPI_E_DEVICE, &error, "no device");
     kit_forward(k, 30, 1);
-    assert_int_equal(describe(k).worker_count, 1);
+    assert_int_equal(elastic_describe(k).worker_count, 1);
     kit_close(k);
     o.isolation = DPI_ISOLATION_THREAD;
     k = kit_open(SIMPLE, "sim:0,sim:7", &o);
-    refused(dpi_device_add(k->s, "sim:2", 0, &error), DPI_E_ARGUMENT, &error, "isolation=thread");
-    refused(dpi_device_remove(k->s, "sim:7", 0, &error), DPI_E_ARGUMENT, &error, "isolation=thread");
+    elastic_refused(dpi_device_add(k->s, "sim:2", 0, &error), DPI_E_ARGUMENT, &error, "isolation=thread");
+    elastic_refused(dpi_device_remove(k->s, "sim:7", 0, &error), DPI_E_ARGUMENT, &error, "isolation=thread");
     kit_close(k);
 }
 
 static void another_engine_makes_a_session_mixed_or_is_refused(void **state)
 {
     (void)state;
-    dpi_options o = quietly(NULL);
+    dpi_options o = elastic_options(NULL);
     dpi_key_value list[1];
-    set_option(&o, list, "1.jitter_us", "1"); /* all options but those of one run are part of the fingerprint */
+    elastic_set(&o, list, "1.jitter_us", "1"); /* all options but those of one run are part of the fingerprint */
     kit *k = kit_open(SIMPLE "fixed_us 2000\n", "sim:0", &o);
-    assert_true(describe(k).bit_identical);
+    assert_true(elastic_describe(k).bit_identical);
     dpi_error error = {0};
     char path[256];
     snprintf(path, sizeof path, "%s/mixed.npy", folder);
@@ -689,17 +368,17 @@ static void another_engine_makes_a_session_mixed_or_is_refused(void **state)
     pthread_t thread;
     assert_int_equal(pthread_create(&thread, NULL, run_it, &r), 0);
     wait_for_rows(&r, 10);
-    refused(dpi_device_add(k->s, "sim:7", 0, &error), DPI_E_DEVICE, &error, "run that is under way");
+    elastic_refused(dpi_device_add(k->s, "sim:7", 0, &error), DPI_E_DEVICE, &error, "run that is under way");
     pthread_join(thread, NULL);
     kit_assert_ok(r.status, r.error);
     unlink(path);
-    add(k, "sim:7");
-    assert_false(describe(k).bit_identical);
+    elastic_add(k, "sim:7");
+    assert_false(elastic_describe(k).bit_identical);
     kit_close(k);
     o.deterministic = true;
     k = kit_open(SIMPLE, "sim:0", &o);
-    refused(dpi_device_add(k->s, "sim:7", 0, &error), DPI_E_DEVICE, &error, "another engine");
-    assert_true(describe(k).bit_identical);
+    elastic_refused(dpi_device_add(k->s, "sim:7", 0, &error), DPI_E_DEVICE, &error, "another engine");
+    assert_true(elastic_describe(k).bit_identical);
     kit_forward(k, 30, 1);
     kit_close(k);
 }
@@ -707,12 +386,12 @@ static void another_engine_makes_a_session_mixed_or_is_refused(void **state)
 static void engines_that_do_not_fit_the_slices_are_refused(void **state)
 {
     (void)state;
-    dpi_options o = quietly(NULL);
+    dpi_options o = elastic_options(NULL);
     dpi_key_value list[2];
-    set_option(&o, list, "1.size_bits", "1");
+    elastic_set(&o, list, "1.size_bits", "1");
     kit *k = kit_open(SIMPLE, "sim:0", &o);
     dpi_error error = {0};
-    refused(dpi_device_add(k->s, "sim:7", 0, &error), DPI_E_DEVICE, &error, "how many rows a slice has");
+    elastic_refused(dpi_device_add(k->s, "sim:7", 0, &error), DPI_E_DEVICE, &error, "how many rows a slice has");
     kit_forward(k, 30, 1);
     kit_close(k);
 }
@@ -721,34 +400,34 @@ static void fixed_splits(void **state)
 {
     (void)state;
     const size_t shares[] = {4, 8};
-    dpi_options o = quietly(NULL);
+    dpi_options o = elastic_options(NULL);
     o.batch_size_list = shares;
     o.batch_size_count = 2;
     kit *k = kit_open(SIMPLE "fixed_us 500\n", "sim:0,sim:7", &o);
     dpi_error error = {0};
-    refused(dpi_device_add(k->s, "sim:2", 0, &error), DPI_E_DEVICE, &error, "none for sim:2");
-    take_away(k, "sim:7");
+    elastic_refused(dpi_device_add(k->s, "sim:2", 0, &error), DPI_E_DEVICE, &error, "none for sim:2");
+    elastic_remove(k, "sim:7");
     kit_forward(k, 36, 1);
-    assert_int_equal(slices_of(k, 1), 0);
-    add(k, "sim:7");
-    uint64_t before = slices_of(k, 1);
+    assert_int_equal(elastic_slices(k, 1), 0);
+    elastic_add(k, "sim:7");
+    uint64_t before = elastic_slices(k, 1);
     kit_forward(k, 36, 2);
-    assert_int_equal(slices_of(k, 1), before + 12); /* three rounds of 8 rows, two a slice */
+    assert_int_equal(elastic_slices(k, 1), before + 12); /* three rounds of 8 rows, two a slice */
     kit_close(k);
     o.batch_size_list = NULL;
     o.batch_size_count = 0;
     o.total_batch_size = 12;
     o.batch = 12;
     k = kit_open(SIMPLE "fixed_us 500\n", "sim:0", &o);
-    add(k, "sim:7,sim:2");
+    elastic_add(k, "sim:7,sim:2");
     kit_forward(k, 24, 3);
     for (size_t w = 0; w < 3; w++)
-        assert_int_equal(slices_of(k, w), 2); /* two rounds of four rows each */
-    take_away(k, "sim:7");
+        assert_int_equal(elastic_slices(k, w), 2); /* two rounds of four rows each */
+    elastic_remove(k, "sim:7");
     kit_forward(k, 12, 4);
-    assert_int_equal(slices_of(k, 0), 3);
-    assert_int_equal(slices_of(k, 1), 2);
-    assert_int_equal(slices_of(k, 2), 3);
+    assert_int_equal(elastic_slices(k, 0), 3);
+    assert_int_equal(elastic_slices(k, 1), 2);
+    assert_int_equal(elastic_slices(k, 2), 3);
     kit_close(k);
 }
 
@@ -777,13 +456,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(devices_come_and_go_during_a_run),
         cmocka_unit_test(a_hundred_times_leaves_nothing),
         cmocka_unit_test(threads_change_devices_while_others_forward),
-        cmocka_unit_test(a_device_that_hangs_is_removed_all_the_same),
-        cmocka_unit_test(one_that_dies_at_its_start_is_not_added),
-        cmocka_unit_test(one_that_takes_too_long_is_not_added),
-        cmocka_unit_test(a_device_that_was_given_up_is_brought_back),
-        cmocka_unit_test(a_device_that_is_being_started_again_is_removed),
-        cmocka_unit_test(a_device_is_removed_while_a_bad_row_is_looked_for),
-        cmocka_unit_test(shared_memory_is_spoilt_while_devices_change),
         cmocka_unit_test(the_last_device_stays),
         cmocka_unit_test(bad_arguments),
         cmocka_unit_test(another_engine_makes_a_session_mixed_or_is_refused),
