@@ -169,12 +169,14 @@ typedef struct dpi_bad_row {
     const char *reason; /* valid during the call */
 } dpi_bad_row;
 
-/* Told of each bad row that was left out, by the thread in dpi_wait, dpi_forward or dpi_run before that returns. */
+/* Told of each bad row that was left out, by the thread in dpi_wait, dpi_forward or dpi_run before that returns; a
+ * dpi_run that goes on with an earlier one begins with the rows that were left out then. */
 typedef void (*dpi_bad_row_fn)(void *context, const dpi_bad_row *row);
 
 /* Receives what happens to workers, one JSON object a line without newline: {"event": "started" | "died" | "replayed" |
- * "retired" | "bad_row" | ..., "worker": 1, "device": "sim:1", ...}; docs/reliability.md lists them all. Called from
- * dpinfer's own thread; must not call dpinfer. */
+ * "retired" | "bad_row" | "resumed" | ..., "worker": 1, "device": "sim:1", ...}; docs/reliability.md lists them all. Called
+ * from dpinfer's own thread, and by a dpi_run that goes on with an earlier one from that thread, never by two at a time;
+ * must not call dpinfer. */
 typedef void (*dpi_event_fn)(void *context, const char *json);
 
 /* The smallest of 1, 2, 4, ... 256 rows within 2 % of the best rate that fits in the device's memory; the least of all

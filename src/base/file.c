@@ -40,6 +40,33 @@ dpi_status file_write_at(int fd, const void *data, size_t bytes, uint64_t offset
     return DPI_OK;
 }
 
+int file_open(const char *path, int flags, mode_t mode)
+{
+    int fd;
+    do
+        fd = open(path, flags, mode);
+    while (fd < 0 && errno == EINTR);
+    return fd;
+}
+
+bool file_cut(int fd, uint64_t bytes)
+{
+    int bad;
+    do
+        bad = ftruncate(fd, (off_t)bytes);
+    while (bad && errno == EINTR);
+    return !bad;
+}
+
+bool file_sync(int fd, bool data_only)
+{
+    int bad;
+    do
+        bad = data_only ? fdatasync(fd) : fsync(fd);
+    while (bad && errno == EINTR);
+    return !bad;
+}
+
 static dpi_status read_open(int fd, const char *path, size_t limit, void **data, size_t *bytes, dpi_error *error)
 {
     struct stat info;
@@ -69,7 +96,7 @@ dpi_status file_read(const char *path, size_t limit, void **data, size_t *bytes,
 {
     *data = NULL;
     *bytes = 0;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    int fd = file_open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
     if (fd < 0)
         return error_set_errno(error, DPI_E_DATA, errno, "cannot open %s", path);
     dpi_status status = read_open(fd, path, limit, data, bytes, error);
@@ -106,10 +133,10 @@ dpi_status file_sync_folder_of(const char *path, dpi_error *error)
         slash[1] = 0;
     else if (slash)
         *slash = 0;
-    int fd = open(slash ? folder : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int fd = file_open(slash ? folder : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
     dpi_status status = DPI_OK;
     /* Some file systems cannot sync a folder; that is not a failure of the write. */
-    if (fd < 0 || (fsync(fd) != 0 && errno != EINVAL))
+    if (fd < 0 || (!file_sync(fd, false) && errno != EINVAL))
         status = error_set_errno(error, DPI_E_IO, errno, "cannot sync the folder of %s", path);
     if (fd >= 0)
         close(fd);
@@ -132,5 +159,6 @@ char *file_of_address(const void *address)
     Dl_info info;
     if (!dladdr(address, &info) || !info.dli_fname)
         return NULL;
-    return realpath(info.dli_fname, NULL);
+    /* The program's own name is what it was called by: without a slash it was looked for in PATH. */
+    return strchr(info.dli_fname, '/') ? realpath(info.dli_fname, NULL) : file_of_program();
 }

@@ -67,6 +67,12 @@ bool row_set_next_gap(const row_set *r, uint64_t at, uint64_t limit, row_range *
     return at < limit;
 }
 
+bool row_set_has(const row_set *r, uint64_t row)
+{
+    row_range gap;
+    return !row_set_next_gap(r, row, row + 1, &gap);
+}
+
 void row_set_free(row_set *r)
 {
     free(r->items);

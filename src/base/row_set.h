@@ -21,6 +21,7 @@ bool row_set_append(row_set *r, uint64_t begin, uint64_t end);
 /* Sorts and joins, in n log n: what was appended may come from a file that means no good. */
 void row_set_settle(row_set *r);
 uint64_t row_set_rows(const row_set *r);
+bool row_set_has(const row_set *r, uint64_t row);
 /* The first range of [*at, limit) that is not in the set; false when there is none. */
 bool row_set_next_gap(const row_set *r, uint64_t at, uint64_t limit, row_range *gap);
 void row_set_free(row_set *r);

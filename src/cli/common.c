@@ -42,14 +42,21 @@ const char *cli_grouped(uint64_t number, char buffer[32])
 
 static volatile sig_atomic_t caught; /* a handler has no context */
 
-static void on_signal(int number) { caught = number; }
+/* The second one ends the program at once, be it the same or the other. */
+static void on_signal(int number)
+{
+    if (caught) {
+        signal(number, SIG_DFL);
+        raise(number);
+    }
+    caught = number;
+}
 
 void cli_catch_signals(void)
 {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_signal;
-    action.sa_flags = (int)SA_RESETHAND; /* the second one ends the program at once */
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
 }

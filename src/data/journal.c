@@ -15,9 +15,10 @@
 #define MAGIC       "dpinfer journal\n"
 #define MAGIC_BYTES 16
 #define PAYLOAD_MAX (16u << 20)
+#define BAD_BYTES   (1u << 20) /* of one record of bad rows, about */
 #define RANGES_MOST (1u << 20) /* held before they are joined, and (a sixteenth) after: far more than a run leaves */
 
-enum { RECORD_BEGIN = 1, RECORD_PROGRESS, RECORD_SEALED };
+enum { RECORD_BEGIN = 1, RECORD_PROGRESS, RECORD_SEALED, RECORD_BAD };
 
 typedef struct record_head {
     uint32_t type, bytes; /* of the payload, behind which stands the hash */
@@ -33,20 +34,28 @@ typedef struct progress_payload {
     uint32_t range_count, text_count;
 } progress_payload;
 
+/* Of one bad row; the reason stands behind it. */
+typedef struct bad_payload {
+    uint64_t row, reason_bytes;
+} bad_payload;
+
 _Static_assert(sizeof(record_head) == 16 && sizeof(begin_payload) == 32 && sizeof(progress_payload) == 8 &&
-                   sizeof(row_range) == 16 && sizeof(file_mark) == 32 && sizeof(hash128) == 16,
+                   sizeof(bad_payload) == 16 && sizeof(row_range) == 16 && sizeof(file_mark) == 32 &&
+                   sizeof(hash128) == 16,
                "the layout of the file");
 
 struct journal {
     char *path;
     int fd;
-    bool damaged, written, sealed;
+    bool damaged, ours, written, sealed;
     journal_begin begin;
     char *facts;
     row_set done;
     uint64_t text[PORT_MAX];
     file_mark marks[PORT_MAX];
     size_t mark_count;
+    journal_bad *bad;
+    size_t bad_count, bad_capacity;
     uint64_t end, number; /* of what is valid */
     hash128 last;
 };
@@ -185,6 +194,63 @@ static bool take_progress(journal *j, const unsigned char *payload, size_t bytes
     return true;
 }
 
+static bool add_bad(journal *j, uint64_t row, const unsigned char *reason, size_t bytes)
+{
+    if (j->bad_count == j->bad_capacity) {
+        size_t capacity = j->bad_capacity ? 2 * j->bad_capacity : 16;
+        journal_bad *more = reallocarray(j->bad, capacity, sizeof *more);
+        if (!more)
+            return false;
+        j->bad = more;
+        j->bad_capacity = capacity;
+    }
+    char *copy = strndup((const char *)reason, bytes);
+    if (copy)
+        j->bad[j->bad_count++] = (journal_bad){.row = row, .reason = copy};
+    return copy;
+}
+
+static bool take_bad(journal *j, const unsigned char *payload, size_t bytes)
+{
+    size_t before = j->bad_count, left = bytes;
+    bool good = !j->sealed;
+    while (good && left) {
+        bad_payload one;
+        if (!(good = left >= sizeof one))
+            break;
+        memcpy(&one, payload, sizeof one);
+        payload += sizeof one;
+        left -= sizeof one;
+        good = one.row < j->begin.rows && one.reason_bytes <= left && add_bad(j, one.row, payload, one.reason_bytes);
+        payload += good ? one.reason_bytes : 0;
+        left -= good ? one.reason_bytes : 0;
+    }
+    while (!good && j->bad_count > before)
+        free(j->bad[--j->bad_count].reason);
+    return good;
+}
+
+static int by_row(const void *a, const void *b)
+{
+    uint64_t x = ((const journal_bad *)a)->row, y = ((const journal_bad *)b)->row;
+    return (x > y) - (x < y);
+}
+
+/* Leaves those of finished rows, each once: of the others it is not known whether they are left out in the end. */
+static void settle_bad(journal *j)
+{
+    size_t kept = 0;
+    if (j->bad_count)
+        qsort(j->bad, j->bad_count, sizeof *j->bad, by_row);
+    for (size_t i = 0; i < j->bad_count; i++) {
+        if ((!j->sealed && !row_set_has(&j->done, j->bad[i].row)) || (kept && j->bad[kept - 1].row == j->bad[i].row))
+            free(j->bad[i].reason);
+        else
+            j->bad[kept++] = j->bad[i];
+    }
+    j->bad_count = kept;
+}
+
 static bool take_sealed(journal *j, const unsigned char *payload, size_t bytes)
 {
     if (j->sealed || bytes % sizeof(file_mark) || bytes / sizeof(file_mark) > PORT_MAX)
@@ -218,6 +284,7 @@ static bool read_record(journal *j, uint64_t file_bytes)
         good = head.type == RECORD_BEGIN      ? take_begin(j, payload, head.bytes)
                : head.type == RECORD_PROGRESS ? take_progress(j, payload, head.bytes)
                : head.type == RECORD_SEALED   ? take_sealed(j, payload, head.bytes)
+               : head.type == RECORD_BAD      ? take_bad(j, payload, head.bytes)
                                               : false;
     free(payload);
     if (!good)
@@ -256,6 +323,7 @@ static dpi_status read_all(journal *j, dpi_error *error)
         while (read_record(j, bytes))
             ;
     row_set_settle(&j->done);
+    settle_bad(j);
     j->damaged = j->number == 0;
     return DPI_OK;
 }
@@ -269,7 +337,7 @@ dpi_status journal_open(const char *path, journal **out, dpi_error *error)
         return error_set(error, DPI_E_SYSTEM, "out of memory");
     }
     dpi_status status = DPI_OK;
-    j->fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+    j->fd = file_open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0);
     if (j->fd < 0 && errno != ENOENT)
         status = error_set_errno(error, DPI_E_DATA, errno, "cannot open %s", path);
     else if (j->fd >= 0 && flock(j->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
@@ -291,6 +359,9 @@ void journal_close(journal *j)
     if (j->fd >= 0)
         close(j->fd);
     row_set_free(&j->done);
+    for (size_t i = 0; i < j->bad_count; i++)
+        free(j->bad[i].reason);
+    free(j->bad);
     free(j->facts);
     free(j->path);
     free(j);
@@ -301,7 +372,14 @@ const journal_begin *journal_begun(const journal *j) { return j->number ? &j->be
 bool journal_damaged(const journal *j) { return j->damaged; }
 const row_set *journal_done(const journal *j) { return &j->done; }
 uint64_t journal_text_bytes(const journal *j, size_t i) { return i < PORT_MAX ? j->text[i] : 0; }
+bool journal_is_ours(const journal *j) { return j->ours; }
 bool journal_is_written(const journal *j) { return j->written; }
+
+const journal_bad *journal_bad_rows(const journal *j, size_t *count)
+{
+    *count = j->bad_count;
+    return j->bad;
+}
 
 const file_mark *journal_sealed(const journal *j, size_t *count)
 {
@@ -313,7 +391,8 @@ const file_mark *journal_sealed(const journal *j, size_t *count)
 
 static dpi_status sync_data(const journal *j, dpi_error *error)
 {
-    return fdatasync(j->fd) == 0 ? DPI_OK : error_set_errno(error, DPI_E_IO, errno, "cannot write %s to disk", j->path);
+    return file_sync(j->fd, true) ? DPI_OK
+                                  : error_set_errno(error, DPI_E_IO, errno, "cannot write %s to disk", j->path);
 }
 
 /* The payload is the two parts together. */
@@ -347,31 +426,35 @@ static dpi_status append(journal *j, uint32_t type, const void *first, size_t fi
 dpi_status journal_create(journal *j, const journal_begin *begin, dpi_error *error)
 {
     if (j->fd < 0)
-        j->fd = open(j->path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0666);
+        j->fd = file_open(j->path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0666);
     if (j->fd < 0)
         return error_set_errno(error, DPI_E_IO, errno, "cannot create %s", j->path);
     if (flock(j->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
         return error_set(error, DPI_E_DATA, "%s is being written by another run", j->path);
-    if (ftruncate(j->fd, 0) != 0)
+    j->ours = true;
+    if (!file_cut(j->fd, 0))
         return error_set_errno(error, DPI_E_IO, errno, "cannot empty %s", j->path);
     j->number = 0;
     j->end = MAGIC_BYTES;
     j->last = (hash128){0, 0};
-    j->written = true;
     begin_payload b = {.part_inode = begin->part_inode, .rows = begin->rows};
     memcpy(b.run, begin->run, sizeof b.run);
     dpi_status status = file_write_at(j->fd, MAGIC, MAGIC_BYTES, 0, j->path, error);
     if (!status)
         status = append(j, RECORD_BEGIN, &b, sizeof b, begin->facts, begin->facts_bytes, error);
-    return status ? status : file_sync_folder_of(j->path, error);
+    if (!status)
+        status = file_sync_folder_of(j->path, error);
+    j->written = !status;
+    return status;
 }
 
 dpi_status journal_go_on(journal *j, dpi_error *error)
 {
-    if (ftruncate(j->fd, (off_t)j->end) != 0)
+    if (!file_cut(j->fd, j->end))
         return error_set_errno(error, DPI_E_IO, errno, "cannot cut %s", j->path);
-    j->written = true;
-    return sync_data(j, error);
+    dpi_status status = sync_data(j, error);
+    j->ours = j->written = !status;
+    return status;
 }
 
 dpi_status journal_add(journal *j, const row_set *finished, const uint64_t *text, size_t count, dpi_error *error)
@@ -390,6 +473,29 @@ dpi_status journal_add(journal *j, const row_set *finished, const uint64_t *text
     return status;
 }
 
+/* One record of the first of `count` rows; how many in *taken. */
+static dpi_status add_some_bad(journal *j, const journal_bad *rows, size_t count, size_t *taken, dpi_error *error)
+{
+    text_buffer all = {0};
+    for (*taken = 0; *taken < count && all.length < BAD_BYTES; ++*taken) {
+        bad_payload one = {.row = rows[*taken].row, .reason_bytes = strlen(rows[*taken].reason)};
+        text_add_bytes(&all, &one, sizeof one);
+        text_add_bytes(&all, rows[*taken].reason, one.reason_bytes);
+    }
+    dpi_status status = all.failed ? error_set(error, DPI_E_SYSTEM, "out of memory while writing %s", j->path)
+                                   : append(j, RECORD_BAD, all.data, all.length, NULL, 0, error);
+    text_free(&all);
+    return status;
+}
+
+dpi_status journal_add_bad(journal *j, const journal_bad *rows, size_t count, dpi_error *error)
+{
+    dpi_status status = DPI_OK;
+    for (size_t done = 0, taken; done < count && !status; done += taken)
+        status = add_some_bad(j, rows + done, count - done, &taken, error);
+    return status;
+}
+
 dpi_status journal_seal(journal *j, const file_mark *marks, size_t count, dpi_error *error)
 {
     return append(j, RECORD_SEALED, marks, count * sizeof *marks, NULL, 0, error);
@@ -403,7 +509,7 @@ dpi_status journal_remove(journal *j, dpi_error *error)
         return error_set_errno(error, DPI_E_IO, errno, "cannot remove %s", j->path);
     close(j->fd);
     j->fd = -1;
-    j->written = false;
+    j->ours = j->written = false;
     j->number = 0;
     return file_sync_folder_of(j->path, error);
 }

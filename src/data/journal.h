@@ -9,6 +9,8 @@
  *
  * - begin: run (16 random bytes, the same in the journals of all sinks of a run), inode of NAME.part, rows, facts;
  * - progress: ranges of finished rows, and the length of each text sink that holds them;
+ * - bad rows: which of them could not be computed and are left out, and why; stands before the progress they are part
+ * of;
  * - sealed: every row is on disk, and what each file looks like, so that a rename that was done is known.
  *
  * Facts are what decides the result, as pairs "key\0value\0": compared before going on, told when they differ.
@@ -37,6 +39,12 @@ typedef struct journal_begin {
     size_t facts_bytes;
 } journal_begin;
 
+/* A row of the result that was left out. */
+typedef struct journal_bad {
+    uint64_t row;
+    char *reason;
+} journal_bad;
+
 typedef struct journal journal;
 
 /* Reads `path` if it is there and locks it. DPI_E_DATA: another run has it, or it is a file of somebody else (which is
@@ -51,16 +59,24 @@ const journal_begin *journal_begun(const journal *j);
 bool journal_damaged(const journal *j);
 /* Finished rows, a settled set within [0, rows). */
 const row_set *journal_done(const journal *j);
+/* Those of them that were left out, by row, each once; valid as long as the journal. */
+const journal_bad *journal_bad_rows(const journal *j, size_t *count);
 /* How many bytes of text sink i hold them; 0 where nothing was noted. */
 uint64_t journal_text_bytes(const journal *j, size_t i);
 /* The marks of all files of the run, NULL unless it is sealed. */
 const file_mark *journal_sealed(const journal *j, size_t *count);
 
-/* Makes the file anew (an old one is replaced), with its beginning, on disk when this returns. */
+/* Makes the file anew (an old one is replaced), with its beginning, on disk when this returns. Where it fails the file
+ * may hold anything. */
 dpi_status journal_create(journal *j, const journal_begin *begin, dpi_error *error);
 /* Cuts off what is not valid, to append behind it. */
 dpi_status journal_go_on(journal *j, dpi_error *error);
-bool journal_is_written(const journal *j); /* one of the two has been called */
+/* Whether one of the two has been called, so that the file is no other run's any more, and whether one has succeeded,
+ * so that it can be relied upon. */
+bool journal_is_ours(const journal *j);
+bool journal_is_written(const journal *j);
+/* Rows that were left out, before the journal_add that tells of them as finished. */
+dpi_status journal_add_bad(journal *j, const journal_bad *rows, size_t count, dpi_error *error);
 /* The data must be synced before. `text` has one length for each of `count` sinks (0 for those that are no text). */
 dpi_status journal_add(journal *j, const row_set *finished, const uint64_t *text, size_t count, dpi_error *error);
 dpi_status journal_seal(journal *j, const file_mark *marks, size_t count, dpi_error *error);

@@ -44,10 +44,10 @@ static bool lock_soon(int fd)
 /* Opens FILE.part, into s->fd if it is a file that nobody else holds. */
 static dpi_status open_and_lock(sink *s, struct stat *opened, dpi_error *error)
 {
-    int fd = open(s->part, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0666);
+    int fd = file_open(s->part, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0666);
     s->made = fd >= 0;
     if (fd < 0 && errno == EEXIST)
-        fd = open(s->part, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+        fd = file_open(s->part, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
     if (fd < 0) {
         bool full = errno == ENOSPC || errno == EDQUOT || errno == EIO;
         return error_set_errno(error, full ? DPI_E_IO : DPI_E_DATA, errno, "cannot create %s", s->part);
@@ -67,7 +67,8 @@ static dpi_status open_and_lock(sink *s, struct stat *opened, dpi_error *error)
 }
 
 /* Opens FILE.part for us alone. A run that ends between our open and our lock has renamed or removed what we opened:
- * emptying that would destroy its result. Only what still has the name is ours. */
+ * emptying that would destroy its result. Only what still has the name is ours, and not what has the final name too
+ * (give_name was stopped in between). */
 static dpi_status open_part(sink *s, dpi_error *error)
 {
     struct stat info, opened;
@@ -77,19 +78,26 @@ static dpi_status open_part(sink *s, dpi_error *error)
         dpi_status status = open_and_lock(s, &opened, error);
         if (status)
             return status;
-        if (lstat(s->part, &info) == 0 && same_file(&info, &opened))
+        bool named = lstat(s->part, &info) == 0 && same_file(&info, &opened);
+        bool final = lstat(s->spec, &info) == 0 && same_file(&info, &opened);
+        if (named && !final)
             return DPI_OK;
+        if (named && unlink(s->part) != 0)
+            status = error_set_errno(error, DPI_E_IO, errno, "cannot remove %s", s->part);
         close(s->fd);
         s->fd = -1;
+        if (status)
+            return status;
     }
     return error_set(error, DPI_E_DATA, "%s is being written by other runs", s->part);
 }
 
-static dpi_status check_overwrite(const sink *s, dpi_error *error)
+dpi_status sink_check_overwrite(const sink *s, dpi_error *error)
 {
     struct stat info;
-    return s->no_overwrite && stat(s->spec, &info) == 0 ? error_set(error, DPI_E_DATA, "%s exists already", s->spec)
-                                                        : DPI_OK;
+    return s->kind != SINK_NONE && s->no_overwrite && lstat(s->spec, &info) == 0
+               ? error_set(error, DPI_E_DATA, "%s exists already", s->spec)
+               : DPI_OK;
 }
 
 dpi_status sink_check_limit(const sink *s, uint64_t bytes, dpi_error *error)
@@ -119,7 +127,7 @@ static dpi_status preallocate(sink *s, uint64_t bytes, dpi_error *error)
     if (fstatvfs(s->fd, &disk) == 0)
         room = (unsigned long long)disk.f_bavail * disk.f_frsize;
     if (number == EOPNOTSUPP || number == ENOSYS) {
-        if (room >= bytes && ftruncate(s->fd, (off_t)bytes) == 0)
+        if (room >= bytes && file_cut(s->fd, bytes))
             return DPI_OK;
         number = ENOSPC;
     }
@@ -162,7 +170,9 @@ static dpi_status resume_npy(sink *s, dpi_error *error)
     uint64_t bytes;
     struct stat info;
     dpi_status status = npy_layout(s, header, sizeof header, &bytes, error);
-    if (!status && (fstat(s->fd, &info) != 0 || (uint64_t)info.st_size != bytes))
+    if (!status && fstat(s->fd, &info) != 0)
+        status = error_set_errno(error, DPI_E_IO, errno, "cannot read %s", s->part);
+    if (!status && (uint64_t)info.st_size != bytes)
         status = another_part(s, error);
     if (!status)
         status = file_read_at(s->fd, there, s->data_offset, 0, s->part, error);
@@ -173,13 +183,16 @@ static dpi_status resume_csv(sink *s, uint64_t text_bytes, dpi_error *error)
 {
     struct stat info;
     dpi_status status = sink_csv_start(s, error);
-    if (status || !text_bytes) /* before the first flush: the header line is in the buffer, and the file is empty */
-        return status ? status : ftruncate(s->fd, 0) == 0 ? DPI_OK : another_part(s, error);
-    if (fstat(s->fd, &info) != 0 || (uint64_t)info.st_size < text_bytes || text_bytes < s->buffer.length)
+    if (status)
+        return status;
+    if (fstat(s->fd, &info) != 0)
+        return error_set_errno(error, DPI_E_IO, errno, "cannot read %s", s->part);
+    if ((uint64_t)info.st_size < text_bytes || (text_bytes && text_bytes < s->buffer.length))
         return another_part(s, error);
-    if (ftruncate(s->fd, (off_t)text_bytes) != 0)
+    if (!file_cut(s->fd, text_bytes))
         return error_set_errno(error, DPI_E_IO, errno, "cannot cut %s", s->part);
-    s->buffer.length = 0;
+    if (text_bytes) /* else the header line is still in the buffer */
+        s->buffer.length = 0;
     s->written = text_bytes;
     return DPI_OK;
 }
@@ -219,11 +232,11 @@ dpi_status sink_begin(sink *s, dpi_error *error)
 {
     if (s->kind == SINK_NONE)
         return DPI_OK;
-    dpi_status status = check_overwrite(s, error);
+    dpi_status status = sink_check_overwrite(s, error);
     if (status)
         return status;
     s->ours = true;
-    if (ftruncate(s->fd, 0) != 0)
+    if (!file_cut(s->fd, 0))
         return error_set_errno(error, DPI_E_IO, errno, "cannot empty %s", s->part);
     return s->kind == SINK_NPY ? start_npy(s, error) : sink_csv_start(s, error);
 }
@@ -233,24 +246,32 @@ dpi_status sink_resume(sink *s, uint64_t inode, uint64_t text_bytes, dpi_error *
     file_mark now;
     if (s->kind == SINK_NONE)
         return DPI_OK;
-    dpi_status status = check_overwrite(s, error);
+    dpi_status status = sink_check_overwrite(s, error);
     if (status)
         return status;
-    if (s->made || !sink_mark(s, &now) || now.inode != inode)
+    if (!sink_mark(s, &now))
+        return error_set_errno(error, DPI_E_IO, errno, "cannot read %s", s->part);
+    if (s->made || now.inode != inode)
         return another_part(s, error);
-    return s->kind == SINK_NPY ? resume_npy(s, error) : resume_csv(s, text_bytes, error);
+    status = s->kind == SINK_NPY ? resume_npy(s, error) : resume_csv(s, text_bytes, error);
+    s->ours = !status;
+    return status;
 }
 
 dpi_status sink_adopt(sink *s, const file_mark *mark, dpi_error *error)
 {
-    file_mark now;
-    if (s->kind == SINK_NONE || (!s->made && sink_mark(s, &now) && file_mark_equal(&now, mark)))
+    file_mark now, part;
+    if (s->kind == SINK_NONE)
         return DPI_OK;
-    if (!s->made || !file_mark_of(-1, s->spec, &now) || !file_mark_equal(&now, mark))
-        return another_part(s, error);
-    unlink(s->part); /* made by us a moment ago */
-    s->finished = true;
-    return DPI_OK;
+    if (!sink_mark(s, &part))
+        return error_set_errno(error, DPI_E_IO, errno, "cannot read %s", s->part);
+    if (file_mark_of(-1, s->spec, &now) && file_mark_equal(&now, mark)) {
+        if (!part.bytes) /* made by us a moment ago, or by a run that was stopped here */
+            unlink(s->part);
+        s->finished = true;
+        return DPI_OK;
+    }
+    return !s->made && file_mark_equal(&part, mark) ? DPI_OK : another_part(s, error);
 }
 
 dpi_status sink_create(const char *spec, const sink_options *options, sink **out, dpi_error *error)
@@ -269,6 +290,7 @@ sink_kind sink_kind_of(const sink *s) { return s->kind; }
 const char *sink_spec(const sink *s) { return s->spec; }
 const char *sink_part(const sink *s) { return s->part; }
 bool sink_mark(const sink *s, file_mark *mark) { return s->fd >= 0 && file_mark_of(s->fd, NULL, mark); }
+bool sink_finished(const sink *s) { return s->finished; }
 int sink_fd(const sink *s) { return s->kind == SINK_NPY ? s->fd : -1; }
 uint64_t sink_data_offset(const sink *s) { return s->data_offset; }
 size_t sink_record_bytes(const sink *s) { return s->kind == SINK_CSV ? s->top * sizeof(sink_top) : 0; }
@@ -286,29 +308,53 @@ void sink_write_back(const sink *s)
         sync_file_range(s->fd, 0, 0, SYNC_FILE_RANGE_WRITE); /* advice: a failure shows in sink_finish */
 }
 
+static dpi_status sync_part(sink *s, bool data_only, dpi_error *error)
+{
+    dpi_status status = s->kind == SINK_CSV ? sink_csv_flush(s, error) : DPI_OK;
+    if (status)
+        return status;
+    if (s->lost)
+        return error_set(error, DPI_E_IO, "%s could not be written to disk before", s->part);
+    s->lost = !file_sync(s->fd, data_only);
+    return s->lost ? error_set_errno(error, DPI_E_IO, errno, "cannot write %s to disk", s->part) : DPI_OK;
+}
+
 dpi_status sink_sync(sink *s, uint64_t *text_bytes, dpi_error *error)
 {
     *text_bytes = 0;
     if (s->kind == SINK_NONE || s->finished)
         return DPI_OK;
-    dpi_status status = s->kind == SINK_CSV ? sink_csv_flush(s, error) : DPI_OK;
-    if (!status && fdatasync(s->fd) != 0)
-        status = error_set_errno(error, DPI_E_IO, errno, "cannot write %s to disk", s->part);
+    dpi_status status = sync_part(s, true, error);
     *text_bytes = s->written;
     return status;
+}
+
+/* Without replacing anything: some file systems cannot rename so, and link instead. */
+static bool rename_anew(const sink *s)
+{
+    if (renameat2(AT_FDCWD, s->part, AT_FDCWD, s->spec, RENAME_NOREPLACE) == 0)
+        return true;
+    return (errno == EINVAL || errno == ENOSYS) && link(s->part, s->spec) == 0 && unlink(s->part) == 0;
+}
+
+static dpi_status give_name(const sink *s, dpi_error *error)
+{
+    if (s->no_overwrite ? rename_anew(s) : rename(s->part, s->spec) == 0)
+        return DPI_OK;
+    if (s->no_overwrite && errno == EEXIST)
+        return error_set(error, DPI_E_IO, "%s exists already, since the run began; move it away", s->spec);
+    return error_set_errno(error, DPI_E_IO, errno, "cannot rename %s to %s", s->part, s->spec);
 }
 
 dpi_status sink_finish(sink *s, dpi_error *error)
 {
     if (s->kind == SINK_NONE || s->finished)
         return DPI_OK;
-    dpi_status status = s->kind == SINK_CSV ? sink_csv_flush(s, error) : DPI_OK;
+    dpi_status status = sync_part(s, false, error);
+    if (!status)
+        status = give_name(s, error);
     if (status)
         return status;
-    if (fsync(s->fd) != 0)
-        return error_set_errno(error, DPI_E_IO, errno, "cannot write %s to disk", s->part);
-    if (rename(s->part, s->spec) != 0)
-        return error_set_errno(error, DPI_E_IO, errno, "cannot rename %s to %s", s->part, s->spec);
     s->finished = true;
     return file_sync_folder_of(s->spec, error);
 }
@@ -318,7 +364,7 @@ void sink_close(sink *s, bool keep)
     if (!s)
         return;
     if (s->fd >= 0 && s->kind != SINK_NONE) {
-        if (!s->finished && !keep && (s->made || s->ours))
+        if (!s->finished && (s->ours ? !keep : s->made))
             unlink(s->part); /* while we hold the lock: nobody else's */
         close(s->fd);
     }

@@ -30,6 +30,8 @@ typedef struct sink_options {
  * lock; one whose workers are just dying is waited for) and leaves what is in it as it is. A folder that does not
  * exist or may not be written is DPI_E_DATA. Then one of the three below. */
 dpi_status sink_open(const char *spec, const sink_options *options, sink **out, dpi_error *error);
+/* DPI_E_DATA where FILE exists and is not to be overwritten. */
+dpi_status sink_check_overwrite(const sink *s, dpi_error *error);
 /* Begins anew: empties FILE.part, writes the header, preallocates (a full disk is DPI_E_IO here). */
 dpi_status sink_begin(sink *s, dpi_error *error);
 /* Goes on with what another run has left in FILE.part, which must be the file `inode` and hold what it ought to; text
@@ -69,12 +71,15 @@ dpi_status sink_write_records(sink *s, uint64_t first_row, const sink_top *recor
  * called at any time from the caller's side. */
 void sink_write_back(const sink *s);
 
-/* What was written by now is on disk when this returns; *text_bytes is then how much text that is (0: no text). */
+/* What was written by now is on disk when this returns; *text_bytes is then how much text that is (0: no text). Where
+ * it has failed once it fails for good: what the kernel could not write it may forget, and a later sync succeeds. */
 dpi_status sink_sync(sink *s, uint64_t *text_bytes, dpi_error *error);
-/* All rows are written: syncs, renames to the final name, syncs the folder. Nothing where it is finished already. */
+/* All rows are written: syncs, renames to the final name, syncs the folder. Nothing where it is finished already. With
+ * no_overwrite a file that has that name by then stays, and it is DPI_E_IO. */
 dpi_status sink_finish(sink *s, dpi_error *error);
-/* Frees. What is unfinished stays as FILE.part with `keep`, and is removed without; a FILE.part of an earlier run that
- * was only opened stays either way. NULL is fine. */
+bool sink_finished(const sink *s); /* the final name has been given */
+/* Frees. What is unfinished stays as FILE.part with `keep`, and is removed without; of what was only opened, a
+ * FILE.part of an earlier run stays and one that was not there before is removed, either way. NULL is fine. */
 void sink_close(sink *s, bool keep);
 
 #endif

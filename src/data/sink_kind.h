@@ -10,6 +10,7 @@ struct sink {
     char *spec, *part; /* final name and FILE.part */
     int fd;
     bool finished, made, ours; /* made: by sink_open; ours: begun or resumed, its content is this run's */
+    bool lost;                 /* a sync has failed */
     bool no_overwrite;
     char *labels_path;
     port output;

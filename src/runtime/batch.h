@@ -25,10 +25,7 @@ struct batch {
     dpi_error error;
     dpi_error verdict; /* the supervisor's, status 0: none. Under the lock, before any word is BAD of CLAIM_JUDGED */
     bool cancel_asked; /* under the lock */
-    struct batch_bad_row {
-        uint64_t row;
-        char *reason;
-    } * bad_rows; /* left out: under the lock */
+    batch_bad_row *bad_rows; /* left out: under the lock */
     size_t bad_row_count;
     size_t output_count;
     int choice; /* of the planner, -1 */
@@ -65,7 +62,9 @@ void batch_settle(dpi_session *s, batch *b);
 void batch_drop_unstarted(dpi_session *s, batch *b, uint32_t first);
 /* Tells an event loop that a batch is terminal. */
 void batch_announce_end(dpi_session *s);
-void batch_free_bad_rows(struct batch_bad_row *list, size_t count);
+/* One more in such a list. false: out of memory, nothing has changed. */
+bool batch_add_bad_row(batch_bad_row **list, size_t *count, uint64_t row, const char *reason);
+void batch_free_bad_rows(batch_bad_row *list, size_t count);
 /* Frees the ticket and everything that is still its own. */
 void batch_unlink(dpi_session *s, batch *b);
 

@@ -79,7 +79,20 @@ void batch_unlink(dpi_session *s, batch *b)
     free(b);
 }
 
-void batch_free_bad_rows(struct batch_bad_row *list, size_t count)
+bool batch_add_bad_row(batch_bad_row **list, size_t *count, uint64_t row, const char *reason)
+{
+    char *copy = strdup(reason);
+    batch_bad_row *more = copy ? realloc(*list, (*count + 1) * sizeof *more) : NULL;
+    if (!more) {
+        free(copy);
+        return false;
+    }
+    *list = more;
+    more[(*count)++] = (batch_bad_row){.row = row, .reason = copy};
+    return true;
+}
+
+void batch_free_bad_rows(batch_bad_row *list, size_t count)
 {
     for (size_t i = 0; i < count; i++)
         free(list[i].reason);

@@ -78,15 +78,14 @@ static void sweep(dpi_session *s)
 }
 
 /* Hands the list of rows that were left out to the user; it ends here. Without the lock. */
-static dpi_status tell_bad_rows(dpi_session *s, struct batch_bad_row *bad, size_t count, dpi_status status,
-                                dpi_error *error)
+static dpi_status tell_bad_rows(dpi_session *s, batch_bad_row *bad, size_t count, dpi_status status, dpi_error *error)
 {
     for (size_t i = 0; i < count && s->bad_row; i++)
-        s->bad_row(s->bad_row_context, &(dpi_bad_row){.row = bad[i].row, .reason = bad[i].reason ? bad[i].reason : ""});
+        s->bad_row(s->bad_row_context, &(dpi_bad_row){.row = bad[i].row, .reason = bad[i].reason});
     if (count && !status)
         status = error_set(error, DPI_BAD_ROWS, "%zu %s could not be computed and %s left out: row %llu: %s", count,
                            count > 1 ? "rows" : "row", count > 1 ? "were" : "was", (unsigned long long)bad[0].row,
-                           bad[0].reason ? bad[0].reason : "");
+                           bad[0].reason);
     batch_free_bad_rows(bad, count);
     return status;
 }
@@ -116,7 +115,7 @@ dpi_status batch_wait(dpi_session *s, dpi_ticket ticket, int64_t deadline_ns, bo
     }
     batch_settle(s, b);
     b->waited = true;
-    struct batch_bad_row *bad = b->bad_rows;
+    batch_bad_row *bad = b->bad_rows;
     size_t bad_count = b->bad_row_count;
     b->bad_rows = NULL;
     b->bad_row_count = 0;

@@ -3,6 +3,9 @@
 #include <stdlib.h>
 #include <sys/time.h>
 
+/* The supervisor's thread and that of a run may both have something to tell. */
+static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
+
 /* Takes the event, adds when, and hands it out. */
 static void emit(dpi_session *s, json_t *event)
 {
@@ -11,8 +14,10 @@ static void emit(dpi_session *s, json_t *event)
     if (event && s->event) {
         json_object_set_new(event, "unix_s", json_real((double)now.tv_sec + (double)now.tv_usec * 1e-6));
         char *text = json_dumps(event, JSON_COMPACT);
+        pthread_mutex_lock(&one_at_a_time);
         if (text)
             s->event(s->event_context, text);
+        pthread_mutex_unlock(&one_at_a_time);
         free(text);
     }
     json_decref(event);
@@ -50,6 +55,11 @@ void event_replayed(dpi_session *s, size_t w, uint32_t slice)
     json_t *event = about(s, "replayed", w);
     json_object_set_new(event, "slice", json_integer(slice));
     emit(s, event);
+}
+
+void event_resumed(dpi_session *s, uint64_t rows)
+{
+    emit(s, json_pack("{s:s, s:I}", "event", "resumed", "rows", (json_int_t)rows));
 }
 
 void event_bad_row(dpi_session *s, uint64_t row, const char *reason)

@@ -10,6 +10,8 @@ void event_started(dpi_session *s, size_t w);
 void event_died(dpi_session *s, size_t w, int signal_number, int exit_code, bool hung, const char *reason);
 /* {"event": "replayed", "worker", "device", "slice"}: it computed a slice that another died over. */
 void event_replayed(dpi_session *s, size_t w, uint32_t slice);
+/* {"event": "resumed", "rows"} */
+void event_resumed(dpi_session *s, uint64_t rows);
 /* {"event": "bad_row", "row", "reason"} */
 void event_bad_row(dpi_session *s, uint64_t row, const char *reason);
 /* {"event": "retired", "worker", "device", "reason"}: it is not started again. */

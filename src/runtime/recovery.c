@@ -370,13 +370,10 @@ static bool may_leave_out(const dpi_session *s, const batch *b)
 
 static bool note_bad_row(dpi_session *s, batch *b, uint64_t row, const char *reason)
 {
-    struct batch_bad_row *list = realloc(b->bad_rows, (b->bad_row_count + 1) * sizeof *list);
-    if (!list)
+    if (!batch_add_bad_row(&b->bad_rows, &b->bad_row_count, row, reason) ||
+        (b->shard && !batch_add_bad_row(&s->run_bad, &s->run_bad_rows, row, reason)))
         return false;
-    b->bad_rows = list;
-    list[b->bad_row_count++] = (struct batch_bad_row){.row = row, .reason = strdup(reason)};
     s->bad_rows++;
-    s->run_bad_rows += b->shard;
     return true;
 }
 

@@ -1,6 +1,7 @@
 /* dpi_run: a data set in chunks of slices; the workers read the sources and write the sinks. */
 #include "runtime/run.h"
 #include "base/clock.h"
+#include "runtime/batch.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -439,6 +440,11 @@ dpi_status session_run(dpi_session *s, const dpi_run_options *options, dpi_run_r
             result->resumed_rows = r->resumed_rows;
         }
         run_close_sinks(r, status, error);
+        pthread_mutex_lock(&s->lock);
+        batch_free_bad_rows(s->run_bad, s->run_bad_rows);
+        s->run_bad = NULL;
+        s->run_bad_rows = 0;
+        pthread_mutex_unlock(&s->lock);
         for (size_t i = 0; i < PORT_MAX; i++)
             source_close(r->sources[i]);
         row_set_free(&r->todo_without);

@@ -30,7 +30,7 @@ typedef struct run {
     bool has_csv;
     int64_t began_ns, shown_ns, written_back_ns;
     uint64_t *base_rows, *worker_rows; /* rows of each worker before the run, and since */
-    bool cancelled, bad_rows, sync_failed;
+    bool cancelled, bad_rows;
 
     run_chunk chunks[CHUNKS_IN_FLIGHT]; /* a ring, in order of rows */
     size_t head, in_flight;
@@ -45,14 +45,17 @@ typedef struct run {
     row_set fresh;        /* those that the journal does not know yet */
     row_set todo_without; /* rows that an earlier run has finished */
     uint64_t resumed_rows;
-    bool started; /* rows are being computed, or were by an earlier run: what there is may be worth keeping */
-    bool sealed;  /* an earlier run ended between its last row and its last rename */
+    size_t noted_bad; /* of the session's run_bad, those that the journal tells of */
+    bool going_on;    /* with an earlier run's rows */
+    bool begun;       /* the sinks are; before, what an earlier run has left is as it was */
+    bool started;     /* rows are being computed, or were by an earlier run: what there is may be worth keeping */
+    bool sealed;      /* every row is on disk, and the journal knows; what is missing is renames */
     int64_t recorded_ns, record_took_ns;
     uint64_t recorded_rows; /* those of `done` that the journal tells of, on disk */
 } run;
 
-/* Sinks are open. Reads their journals, compares, and begins each sink or goes on with it. DPI_E_DATA where something
- * has changed: nothing on disk is touched then. */
+/* Sinks are open. Reads their journals, compares, and begins each sink or goes on with it; then tells of the rows that
+ * the earlier run has left out. DPI_E_DATA where something has changed: nothing on disk is touched then. */
 dpi_status run_begin_sinks(run *r, dpi_error *error);
 /* Rows of the result that are finished. */
 dpi_status run_note_done(run *r, uint64_t begin, uint64_t end, dpi_error *error);

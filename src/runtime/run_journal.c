@@ -1,10 +1,13 @@
 /* What makes a run resumable: what decides its result, which rows are on disk, and how it ends. */
 #include "base/clock.h"
+#include "runtime/batch.h"
+#include "runtime/events.h"
 #include "runtime/run.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -137,6 +140,20 @@ static dpi_status compare(const run *r, size_t o, dpi_error *error)
 
 /* ---- beginning -------------------------------------------------------------------------------------------------- */
 
+/* Whether journal o stands for finished rows. One that only begins may: of another set of outputs, whose first journal
+ * has the records. Where the first one is ours and has none, the run was stopped before its first record. */
+static bool protects_rows(const run *r, size_t o)
+{
+    const journal_begin *one = r->journals[o] ? journal_begun(r->journals[o]) : NULL;
+    if (!one)
+        return false;
+    const journal *lead = r->journals[r->lead];
+    const journal_begin *first = journal_begun(lead);
+    size_t count;
+    bool empty = first && !journal_done(lead)->count && !journal_sealed(lead, &count);
+    return !(empty && memcmp(one->run, first->run, sizeof one->run) == 0);
+}
+
 static dpi_status open_journals(run *r, dpi_error *error)
 {
     for (size_t o = 0; o < r->s->sig.output_count; o++) {
@@ -157,7 +174,7 @@ static dpi_status open_journals(run *r, dpi_error *error)
 /* Whether the journals together tell of one earlier run that this one can go on with. */
 static dpi_status can_go_on(const run *r, bool *yes, dpi_error *error)
 {
-    *yes = r->lead >= 0 && journal_begun(r->journals[r->lead]);
+    *yes = r->lead >= 0 && protects_rows(r, (size_t)r->lead);
     const journal_begin *lead = *yes ? journal_begun(r->journals[r->lead]) : NULL;
     size_t count;
     bool is_sealed = *yes && journal_sealed(r->journals[r->lead], &count);
@@ -166,7 +183,7 @@ static dpi_status can_go_on(const run *r, bool *yes, dpi_error *error)
         if (r->journals[o] && journal_damaged(r->journals[o]))
             log_warning(&r->s->log, "%s is damaged from its beginning on: the run begins anew",
                         journal_path(r->journals[o]));
-        if (one) {
+        if (one && protects_rows(r, o)) {
             dpi_status status = compare(r, o, error);
             if (status)
                 return status;
@@ -186,7 +203,7 @@ static dpi_status adopt_all(run *r, const file_mark *marks, size_t count, dpi_er
             status = at < count ? sink_adopt(r->sinks[o], &marks[at++], error)
                                 : error_set(error, DPI_E_DATA, "%s tells of fewer files; --restart begins anew",
                                             journal_path(r->journals[r->lead]));
-    r->sealed = !status;
+    r->sealed = r->started = !status;
     r->resumed_rows = r->recorded_rows = status ? 0 : r->rows;
     return status;
 }
@@ -213,19 +230,66 @@ static dpi_status go_on(run *r, dpi_error *error)
     for (size_t o = 0; o < r->s->sig.output_count && !status; o++)
         if (r->journals[o])
             status = journal_go_on(r->journals[o], error);
-    r->resumed_rows = r->recorded_rows = row_set_rows(&r->done);
+    r->resumed_rows = r->recorded_rows = status ? 0 : row_set_rows(&r->done);
     r->formatted = r->has_csv ? r->resumed_rows : 0;
     r->started = r->resumed_rows > 0;
+    return status;
+}
+
+/* Rows that the earlier run has left out must still be allowed, and they are this run's too. */
+static dpi_status take_bad_rows(run *r, dpi_error *error)
+{
+    size_t count;
+    dpi_session *s = r->s;
+    const journal *lead = r->journals[r->lead];
+    const journal_bad *bad = journal_bad_rows(lead, &count);
+    if (count && (s->on_bad_row != DPI_BAD_ROW_SKIP || count > s->max_bad_rows))
+        return error_set(error, DPI_E_DATA,
+                         "an earlier run has left %zu row%s out of %s, row %llu first: --on-bad-row skip and "
+                         "--max-bad-rows allow that, or begin anew with --restart",
+                         count, count > 1 ? "s" : "", sink_part(r->sinks[r->lead]),
+                         (unsigned long long)(r->first_row + bad[0].row));
+    bool good = true;
+    pthread_mutex_lock(&s->lock);
+    for (size_t i = 0; i < count && good; i++)
+        good = batch_add_bad_row(&s->run_bad, &s->run_bad_rows, r->first_row + bad[i].row, bad[i].reason);
+    pthread_mutex_unlock(&s->lock);
+    r->noted_bad = count;
+    r->bad_rows = count > 0;
+    return good ? DPI_OK : error_set(error, DPI_E_SYSTEM, "out of memory");
+}
+
+/* Whoever looks at this run alone must learn of them too. */
+static void tell_of_earlier_run(const run *r)
+{
+    dpi_session *s = r->s;
+    event_resumed(s, r->resumed_rows);
+    for (size_t i = 0; i < r->noted_bad; i++) { /* no worker runs yet: nobody adds to the list */
+        event_bad_row(s, s->run_bad[i].row, s->run_bad[i].reason);
+        if (s->bad_row)
+            s->bad_row(s->bad_row_context, &(dpi_bad_row){.row = s->run_bad[i].row, .reason = s->run_bad[i].reason});
+    }
+}
+
+/* The one that tells of all files last: where there is another, it is there. */
+static dpi_status remove_journals(run *r, dpi_error *error)
+{
+    dpi_status status = DPI_OK;
+    for (size_t o = r->s->sig.output_count; o-- > 0 && !status;)
+        if (r->journals[o])
+            status = journal_remove(r->journals[o], error);
     return status;
 }
 
 static dpi_status begin_anew(run *r, dpi_error *error)
 {
     dpi_status status = DPI_OK;
-    /* A journal must be gone, on disk too, before what it tells of is emptied. */
     for (size_t o = 0; o < r->s->sig.output_count && !status; o++)
-        if (r->journals[o])
-            status = journal_remove(r->journals[o], error);
+        status = sink_check_overwrite(r->sinks[o], error);
+    if (status)
+        return status;
+    /* A journal must be gone, on disk too, before what it tells of is emptied. */
+    status = remove_journals(r, error);
     for (size_t o = 0; o < r->s->sig.output_count && !status; o++)
         status = sink_begin(r->sinks[o], error);
     if (!status && getrandom(r->id, sizeof r->id, 0) != sizeof r->id)
@@ -235,21 +299,25 @@ static dpi_status begin_anew(run *r, dpi_error *error)
 
 dpi_status run_begin_sinks(run *r, dpi_error *error)
 {
-    bool resume = false;
     dpi_status status = open_journals(r, error);
     if (!status)
         status = gather_facts(r, error);
     for (size_t o = 0; r->o->no_journal && !r->o->restart && !status && o < r->s->sig.output_count; o++)
-        if (r->journals[o] && journal_begun(r->journals[o]))
+        if (protects_rows(r, o))
             status =
                 error_set(error, DPI_E_ARGUMENT,
                           "%s has finished rows of an earlier run: leave --no-journal out to go on with them, or begin "
                           "anew with --restart",
                           sink_part(r->sinks[o]));
     if (!status && !r->o->restart)
-        status = can_go_on(r, &resume, error);
+        status = can_go_on(r, &r->going_on, error);
+    if (!status && r->going_on)
+        status = take_bad_rows(r, error);
     if (!status)
-        status = resume ? go_on(r, error) : begin_anew(r, error);
+        status = r->going_on ? go_on(r, error) : begin_anew(r, error);
+    r->begun = !status;
+    if (r->begun && r->going_on)
+        tell_of_earlier_run(r);
     if (r->o->no_journal)
         r->lead = -1;
     r->recorded_ns = clock_now_ns();
@@ -298,7 +366,7 @@ static dpi_status note_chunks(run *r, dpi_error *error)
 static dpi_status create_journals(run *r, dpi_error *error)
 {
     dpi_status status = DPI_OK;
-    for (size_t o = r->s->sig.output_count; o-- > 0 && !status;) { /* the one with the records last */
+    for (size_t o = 0; o < r->s->sig.output_count && !status; o++) { /* the one with the records first */
         file_mark mark;
         if (!r->journals[o] || journal_is_written(r->journals[o]))
             continue;
@@ -312,12 +380,31 @@ static dpi_status create_journals(run *r, dpi_error *error)
     return status;
 }
 
+/* Those that the journal does not know yet. A row is in the list before the word of its slice is DONE: of every slice
+ * that was seen so, all are here. */
+static dpi_status record_bad_rows(run *r, dpi_error *error)
+{
+    dpi_session *s = r->s;
+    pthread_mutex_lock(&s->lock);
+    size_t count = s->run_bad_rows - r->noted_bad;
+    journal_bad *bad = count ? calloc(count, sizeof *bad) : NULL;
+    for (size_t i = 0; i < count && bad; i++) { /* the reasons stay where they are until the run ends */
+        const batch_bad_row *from = &s->run_bad[r->noted_bad + i];
+        bad[i] = (journal_bad){.row = from->row - r->first_row, .reason = from->reason};
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (count && !bad)
+        return error_set(error, DPI_E_SYSTEM, "out of memory");
+    dpi_status status = journal_add_bad(r->journals[r->lead], bad, count, error);
+    r->noted_bad += status ? 0 : count;
+    free(bad);
+    return status;
+}
+
 static dpi_status record(run *r, dpi_error *error)
 {
     uint64_t text[PORT_MAX] = {0};
     dpi_status status = DPI_OK;
-    if (r->sync_failed) /* a later sync may succeed without those rows being on disk: nothing more is known of them */
-        return DPI_OK;
     if (r->has_csv) {
         r->fresh.count = 0;
         status = run_format(r, error);
@@ -337,9 +424,10 @@ static dpi_status record(run *r, dpi_error *error)
         return DPI_OK;
     for (size_t o = 0; o < r->s->sig.output_count && !status; o++)
         status = sink_sync(r->sinks[o], &text[o], error);
-    r->sync_failed = status != DPI_OK;
     if (!status)
         status = create_journals(r, error);
+    if (!status)
+        status = record_bad_rows(r, error);
     if (!status)
         status = journal_add(r->journals[r->lead], &r->fresh, text, r->s->sig.output_count, error);
     if (!status)
@@ -376,6 +464,8 @@ static dpi_status seal(run *r, dpi_error *error)
     for (size_t o = 0; o < r->s->sig.output_count && !status; o++)
         if (has_file(r, o) && !sink_mark(r->sinks[o], &marks[count++]))
             status = error_set_errno(error, DPI_E_IO, errno, "cannot read %s", sink_part(r->sinks[o]));
+    if (!status)
+        status = record_bad_rows(r, error);
     return status ? status : journal_seal(r->journals[r->lead], marks, count, error);
 }
 
@@ -388,43 +478,62 @@ dpi_status run_finish_sinks(run *r, dpi_error *error)
     bool kept = r->lead >= 0 && (journal_is_written(r->journals[r->lead]) || files > 1);
     if (kept && !r->sealed)
         status = seal(r, error);
-    r->sealed |= kept && !status;
+    if (kept && !status) {
+        r->sealed = true;
+        r->recorded_rows = r->rows;
+    }
     for (size_t o = 0; o < r->s->sig.output_count && !status; o++)
         status = sink_finish(r->sinks[o], error);
-    for (size_t o = r->s->sig.output_count; o-- > 0 && !status;) /* the one that tells of all files last */
-        if (r->journals[o])
-            status = journal_remove(r->journals[o], error);
-    return status;
+    return status ? status : remove_journals(r, error);
 }
 
-/* A source that was changed meanwhile makes what is finished worthless: the same command would refuse it. */
-static bool facts_still_hold(run *r)
+/* A source that was changed meanwhile makes what is finished worthless: the same command would refuse it. What has
+ * changed is copied to `what`. */
+static bool facts_have_changed(run *r, char *what, size_t size)
 {
     text_buffer before = r->facts;
-    const char *key, *was, *is;
+    const char *key = "the memory that is left", *was, *is;
     r->facts = (text_buffer){0};
-    bool same = gather_facts(r, NULL) == DPI_OK && !journal_facts_differ(before.data, before.length, r->facts.data,
-                                                                         r->facts.length, NULL, &key, &was, &is);
+    bool changed = gather_facts(r, NULL) || journal_facts_differ(before.data, before.length, r->facts.data,
+                                                                 r->facts.length, NULL, &key, &was, &is);
+    snprintf(what, size, "%s", key);
     text_free(&r->facts);
     r->facts = before;
-    return same;
+    return changed;
+}
+
+/* Whether the same command can go on with what is there; records what was not yet, and completes the story. */
+static bool keep_rows(run *r, dpi_error *error)
+{
+    dpi_error story = *error, unused;
+    char what[PORT_NAME_SIZE + 40];
+    if (r->lead < 0 || !r->started)
+        return false;
+    if (!r->sealed && sink_finished(r->sinks[r->lead])) /* a short run that failed behind its rename: it has all */
+        return false;
+    if (!r->sealed && facts_have_changed(r, what, sizeof what)) {
+        error_set(error, story.status, "%.700s; no rows are kept, for %s has changed meanwhile", story.message, what);
+        return false;
+    }
+    if (!r->sealed)
+        run_record(r, true, &unused); /* where it fails, what was recorded before still holds */
+    if (!r->recorded_rows)
+        return false;
+    error_set(error, story.status, "%.700s; %llu of %llu rows are kept, the same command goes on with them",
+              story.message, (unsigned long long)r->recorded_rows, (unsigned long long)r->rows);
+    return true;
 }
 
 void run_close_sinks(run *r, dpi_status status, dpi_error *error)
 {
-    status = status == DPI_BAD_ROWS ? DPI_OK : status; /* the run is done */
-    bool keep = status && r->lead >= 0 && r->started && facts_still_hold(r);
-    dpi_error story = *error, unused;
-    if (keep && !r->sealed)
-        run_record(r, true, &unused); /* where it fails, what was recorded before still holds */
-    keep = keep && journal_is_written(r->journals[r->lead]);
-    if (keep)
-        error_set(error, status, "%.700s; %llu of %llu rows are kept, the same command goes on with them",
-                  story.message, (unsigned long long)r->recorded_rows, (unsigned long long)r->rows);
+    bool failed = status && status != DPI_BAD_ROWS; /* with bad rows the run is done */
+    bool untouched = failed && r->going_on && !r->begun;
+    bool keep = untouched || (failed && keep_rows(r, error));
     for (size_t o = 0; o < PORT_MAX; o++) {
-        if (r->journals[o] && status && !keep && journal_is_written(r->journals[o]))
+        if (r->journals[o] && failed && !keep && journal_is_ours(r->journals[o]))
             journal_remove(r->journals[o], NULL);
-        sink_close(r->sinks[o], keep);
+        if (r->sinks[o])
+            sink_close(r->sinks[o], keep);
         journal_close(r->journals[o]);
     }
     text_free(&r->facts);

@@ -91,6 +91,11 @@ typedef struct user_block {
 } user_block;
 
 typedef struct batch batch; /* batch.c */
+/* A row that was left out, of the batch or, in a run, of the source. */
+typedef struct batch_bad_row {
+    uint64_t row;
+    char *reason;
+} batch_bad_row;
 
 /* What a run told its workers, for those that start later. */
 typedef struct session_job {
@@ -185,7 +190,8 @@ struct dpi_session {
     uint32_t next_job;
     bool running; /* a dpi_run */
     session_job job;
-    uint64_t run_bad_rows;
+    batch_bad_row *run_bad; /* left out by it, and by the run that it goes on with: under the lock */
+    size_t run_bad_rows;
 
     /* statistics */
     uint64_t batches_done, rows_done, batches_failed, copy_in_ns, copy_out_ns, copied_in_bytes, copied_out_bytes,

@@ -124,7 +124,6 @@ dpi_status session_start_job(dpi_session *s, json_t *message, const int *fds, si
             s->job.fds[s->job.fd_count++] = fd;
     }
     s->job.message = json_incref(message);
-    s->run_bad_rows = 0;
     if (!status)
         status = tell_all(s, message, fds, fd_count, error);
     if (status)

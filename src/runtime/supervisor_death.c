@@ -133,6 +133,16 @@ void supervisor_describe_work(const dpi_session *s, size_t w, char *out, size_t 
 
 /* ---- deaths ----------------------------------------------------------------------------------------------------- */
 
+/* The run's source of this number, which a worker wrote. */
+static void name_source(dpi_session *s, uint32_t number, char *out, size_t size)
+{
+    pthread_mutex_lock(&s->lock);
+    const json_t *sources = json_object_get(s->job.message, "sources");
+    const char *spec = json_string_value(json_object_get(json_array_get(sources, number - 1), "spec"));
+    snprintf(out, size, "%.*s", (int)size - 1, spec ? spec : "a source");
+    pthread_mutex_unlock(&s->lock);
+}
+
 static void describe_death(dpi_session *s, size_t w, const ending *e, death *d)
 {
     session_worker *k = &s->workers[w];
@@ -152,8 +162,10 @@ static void describe_death(dpi_session *s, size_t w, const ending *e, death *d)
     d->counts = true;
     if (e->exit_code == SIGBUS_EXIT_CODE && k->page->sigbus_source) {
         d->status = DPI_E_IO;
-        snprintf(d->reason, sizeof d->reason, "source %u shrank while worker %zu (%s) read it: byte %llu is gone",
-                 k->page->sigbus_source, w, s->devices.items[w].name, (unsigned long long)k->page->sigbus_offset);
+        char name[400];
+        name_source(s, k->page->sigbus_source, name, sizeof name);
+        snprintf(d->reason, sizeof d->reason, "%s shrank while worker %zu (%s) read it: byte %llu is gone", name, w,
+                 s->devices.items[w].name, (unsigned long long)k->page->sigbus_offset);
     } else
         snprintf(d->reason, sizeof d->reason, "worker %zu (%s, pid %d) %s%s", w, s->devices.items[w].name,
                  (int)k->process.pid, how, words);
