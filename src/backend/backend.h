@@ -104,6 +104,7 @@ typedef enum backend_step {
     STEP_DONE,        /* the word is DONE */
     STEP_COUNTED,     /* and taken off the hint of those left */
     STEP_RUNG,        /* and the waiter rung */
+    STEP_LEAVING,     /* no slice's: the session closes, and the worker is about to end */
 } backend_step;
 
 typedef enum backend_threading {

@@ -103,20 +103,19 @@ static dpi_status check_import(int fd, dpi_error *error)
     return DPI_OK;
 }
 
-/* Compiling: waits, telling that it lives, unless it is to hang. */
-static void compile(const backend_open_options *options, const sim_model *model)
+/* Compiling: waits, telling that it lives, unless a fault is planned. */
+static dpi_status compile(const backend_open_options *options, const sim_model *model, dpi_error *error)
 {
-    if (model->die_compile)
-        raise(model->signal ? (int)model->signal : SIGKILL);
-    if (model->hang_compile)
-        for (;;)
-            pause();
+    dpi_status status = sim_strike_stage(model, SIM_COMPILING, error);
+    if (status)
+        return status;
     int64_t until = clock_now_ns() + (int64_t)(model->compile_ms * 1e6);
     for (int64_t now = clock_now_ns(); now < until; now = clock_now_ns()) {
         clock_sleep_until_ns(now + 10000000 < until ? now + 10000000 : until);
         if (options->alive)
             options->alive(options->alive_context);
     }
+    return DPI_OK;
 }
 
 /* Keeps the outputs that were asked for, in that order. */
@@ -157,12 +156,13 @@ static dpi_status sim_open(backend_library *library, const backend_open_options 
         status = choose_outputs(options, &e->model, error);
     if (e->model.fault_generations && options->device->generation > e->model.fault_generations)
         sim_without_faults(&e->model);
+    sim_plan_generation(&e->model, options->device->generation);
     if (options->device->in_caller) /* there is no shared memory and no socket to spoil */
         e->model.spoil_at_slice = e->model.babble_at_slice = 0;
     if (!status && options->import_fd >= 0)
         status = check_import(options->import_fd, error);
     else if (!status)
-        compile(options, &e->model);
+        status = compile(options, &e->model, error);
     if (status) {
         free(e);
         return status;
@@ -210,10 +210,16 @@ static dpi_status sim_infer_shapes(backend_engine *engine, const backend_array *
     return DPI_OK;
 }
 
-static void sim_ready(backend_engine *engine) { engine->ready = true; }
+static void sim_ready(backend_engine *engine)
+{
+    sim_strike_stage(&engine->model, SIM_READY, NULL);
+    engine->ready = true;
+}
 
 static void sim_step(backend_engine *engine, backend_step step)
 {
+    if (step == STEP_LEAVING)
+        sim_strike_stage(&engine->model, SIM_LEAVING, NULL);
     engine->claimed += step == STEP_CLAIMED;
     if (engine->model.die_at_step)
         sim_die_at_step(&engine->model, engine->claimed, step);
@@ -279,7 +285,7 @@ static dpi_status begin_slice(backend_engine *e, const backend_call *call, sim_s
         if (shape_row_bytes(m->sig.outputs[o].dtype, call->outputs[o].shape, call->outputs[o].rank, &bytes))
             bytes_out += bytes * call->rows;
     double us = m->fixed_us + m->row_us * (double)call->rows + copy_us(bytes_in, m->bandwidth_mb_s);
-    us += m->jitter_us * ((double)(hash_mix64(e->worker, e->slices) >> 11) * 0x1p-53);
+    us += sim_slowness_us(m, s->number) + m->jitter_us * ((double)(hash_mix64(e->worker, e->slices) >> 11) * 0x1p-53);
     s->stage_ns[COPY_IN] = cost_ns(copy_us(bytes_in, m->copy_in_mb_s));
     s->stage_ns[COMPUTE] = cost_ns(us);
     s->stage_ns[COPY_OUT] = cost_ns(copy_us(bytes_out, m->copy_out_mb_s));

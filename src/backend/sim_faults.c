@@ -15,6 +15,14 @@
 
 #define SPOILT_WORDS 64 /* of each batch slot */
 
+/* A plan is checked by what has been told of it. */
+static void tell(const char *what, uint64_t slice)
+{
+    fprintf(stderr, "sim: %s at slice %llu as planned\n", what, (unsigned long long)slice);
+}
+
+static void tell_stage(const char *what, const char *when) { fprintf(stderr, "sim: %s %s as planned\n", what, when); }
+
 static void die(const sim_model *m) { raise(m->signal ? (int)m->signal : SIGKILL); }
 
 static void hang(void)
@@ -93,8 +101,9 @@ static bool is_poisoned(const sim_model *m, const backend_call *call)
     return false;
 }
 
-static dpi_status poison(const sim_model *m, dpi_error *error)
+static dpi_status poison(const sim_model *m, uint64_t slice, dpi_error *error)
 {
+    tell("poisoned", slice);
     if (m->poison_how == SIM_POISON_FAIL)
         return error_set(error, DPI_E_ENGINE, "sim refuses a row, as planned");
     if (m->poison_how == SIM_POISON_HANG)
@@ -103,38 +112,103 @@ static dpi_status poison(const sim_model *m, dpi_error *error)
     return DPI_OK;
 }
 
+/* As the adapters of real libraries do when an output is not as large as its memory. */
+static dpi_status wrong_size(const sim_model *m, const backend_call *call, dpi_error *error)
+{
+    char got[SHAPE_TEXT_SIZE], want[SHAPE_TEXT_SIZE];
+    backend_array wrong = call->outputs[0];
+    shape_text(wrong.shape, wrong.rank, want);
+    wrong.shape[0]++;
+    return error_set(error, DPI_E_ENGINE, "the output %s has the shape %s, not %s, as planned", m->sig.outputs[0].name,
+                     shape_text(wrong.shape, wrong.rank, got), want);
+}
+
+static dpi_status fail(const sim_model *m, const backend_call *call, uint64_t slice, dpi_error *error)
+{
+    if (m->no_memory_at_slice == slice) {
+        tell("out of memory", slice);
+        return error_set(error, DPI_E_SYSTEM, "sim is out of memory at its slice %llu as planned",
+                         (unsigned long long)slice);
+    }
+    if (m->wrong_size_at_slice == slice) {
+        tell("a wrong size", slice);
+        return wrong_size(m, call, error);
+    }
+    if (m->fail_at_slice == slice) {
+        tell("failing", slice);
+        return error_set(error, DPI_E_ENGINE, "sim failed at its slice %llu as planned", (unsigned long long)slice);
+    }
+    return DPI_OK;
+}
+
 dpi_status sim_strike(const sim_model *m, const backend_call *call, uint64_t slice, dpi_error *error)
 {
     if (!slice)
-        return DPI_OK;
+        return sim_strike_stage(m, SIM_PROBING, error);
     if (is_poisoned(m, call))
-        return poison(m, error);
+        return poison(m, slice, error);
     if (m->die_at_slice == slice && !m->die_at_step) {
-        fprintf(stderr, "sim: dying at slice %llu as planned\n", (unsigned long long)slice);
+        tell("dying", slice);
         die(m);
     }
-    if (m->exit_at_slice == slice)
+    if (m->exit_at_slice == slice) {
+        tell("leaving", slice);
         _exit(7);
-    if (m->hang_at_slice == slice)
+    }
+    if (m->hang_at_slice == slice) {
+        tell("hanging", slice);
         hang();
-    if (m->fail_at_slice == slice)
-        return error_set(error, DPI_E_ENGINE, "sim failed at its slice %llu as planned", (unsigned long long)slice);
-    if (m->spoil_at_slice == slice)
+    }
+    if (m->spoil_at_slice == slice) {
+        tell("spoiling memory", slice);
         spoil_memory(slice);
-    if (m->babble_at_slice == slice)
+    }
+    if (m->babble_at_slice == slice) {
+        tell("babbling", slice);
         babble();
-    return m->escape_at_slice == slice ? escape(error) : DPI_OK;
+    }
+    if (m->slow_at_slice == slice)
+        tell("slow", slice);
+    dpi_status status = fail(m, call, slice, error);
+    return status || m->escape_at_slice != slice ? status : escape(error);
+}
+
+dpi_status sim_strike_stage(const sim_model *m, sim_stage stage, dpi_error *error)
+{
+    static const char *const when[] = {"while compiling", "while probed", "when ready", "while leaving"};
+    const bool dies[] = {m->die_compile, m->die_probe, m->die_ready, m->die_shutdown};
+    const bool hangs[] = {m->hang_compile, m->hang_probe, m->hang_ready, m->hang_shutdown};
+    if (dies[stage]) {
+        tell_stage("dying", when[stage]);
+        die(m);
+    }
+    if (hangs[stage]) {
+        tell_stage("hanging", when[stage]);
+        hang();
+    }
+    if (stage != SIM_COMPILING || !m->fail_compile)
+        return DPI_OK;
+    tell_stage("failing", when[stage]);
+    return error_set(error, DPI_E_MODEL, "sim cannot compile the model, as planned");
 }
 
 void sim_die_at_step(const sim_model *m, uint64_t claimed, backend_step step)
 {
-    if (m->die_at_slice && claimed >= m->die_at_slice && m->die_at_step == (uint64_t)step)
-        die(m);
+    if (!m->die_at_slice || claimed < m->die_at_slice || m->die_at_step != (uint64_t)step)
+        return;
+    fprintf(stderr, "sim: dying at step %d of slice %llu as planned\n", (int)step, (unsigned long long)claimed);
+    die(m);
+}
+
+double sim_slowness_us(const sim_model *m, uint64_t slice)
+{
+    return m->slow_at_slice && slice >= m->slow_at_slice ? m->slow_us : 0;
 }
 
 void sim_without_faults(sim_model *m)
 {
     m->die_at_slice = m->exit_at_slice = m->hang_at_slice = m->fail_at_slice = m->spoil_at_slice = m->babble_at_slice =
-        m->escape_at_slice = m->die_at_step = 0;
-    m->has_poison = m->hang_compile = m->die_compile = false;
+        m->escape_at_slice = m->die_at_step = m->no_memory_at_slice = m->wrong_size_at_slice = m->slow_at_slice = 0;
+    m->has_poison = m->hang_compile = m->die_compile = m->fail_compile = m->hang_probe = m->die_probe = m->hang_ready =
+        m->die_ready = m->hang_shutdown = m->die_shutdown = false;
 }

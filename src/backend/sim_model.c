@@ -48,6 +48,38 @@ static bool set_touch(sim_model *m, const char *value)
     return false;
 }
 
+static bool set_faults(sim_model *m, const char *value)
+{
+    if (strlen(value) >= sizeof m->faults)
+        return false;
+    strcpy(m->faults, value);
+    sim_model scratch = *m;
+    return sim_plan_generation(&scratch, 0);
+}
+
+/* "G:KEY=VALUE" */
+static bool plan_fault(sim_model *m, char *text, uint32_t generation)
+{
+    char *key = strchr(text, ':'), *value = key ? strchr(key, '=') : NULL;
+    uint64_t of;
+    if (!value)
+        return false;
+    *key++ = *value++ = 0;
+    sim_model scratch = *m;
+    return text_to_u64(text, 1, UINT32_MAX, &of) && backend_lists(SIM_FAULTS, key) &&
+           sim_model_set(of == generation ? m : &scratch, key, value);
+}
+
+bool sim_plan_generation(sim_model *m, uint32_t generation)
+{
+    char text[SIM_FAULTS_SIZE], *rest = NULL;
+    strcpy(text, m->faults);
+    for (char *one = strtok_r(text, ",", &rest); one; one = strtok_r(NULL, ",", &rest))
+        if (!plan_fault(m, one, generation))
+            return false;
+    return true;
+}
+
 bool sim_model_set(sim_model *m, const char *key, const char *value)
 {
     const struct {
@@ -69,6 +101,13 @@ bool sim_model_set(sim_model *m, const char *key, const char *value)
         {"size_bits", NULL, &m->size_bits, NULL, 0, 0},
         {"hang_compile", NULL, &m->hang_compile, NULL, 0, 0},
         {"die_compile", NULL, &m->die_compile, NULL, 0, 0},
+        {"fail_compile", NULL, &m->fail_compile, NULL, 0, 0},
+        {"hang_probe", NULL, &m->hang_probe, NULL, 0, 0},
+        {"die_probe", NULL, &m->die_probe, NULL, 0, 0},
+        {"hang_ready", NULL, &m->hang_ready, NULL, 0, 0},
+        {"die_ready", NULL, &m->die_ready, NULL, 0, 0},
+        {"hang_shutdown", NULL, &m->hang_shutdown, NULL, 0, 0},
+        {"die_shutdown", NULL, &m->die_shutdown, NULL, 0, 0},
         {"fault_in_enqueue", NULL, &m->fault_in_enqueue, NULL, 0, 0},
         {"depth", NULL, NULL, &m->depth, 1, BACKEND_MAX_DEPTH},
         {"die_at_slice", NULL, NULL, &m->die_at_slice, 0, INT64_MAX},
@@ -78,6 +117,10 @@ bool sim_model_set(sim_model *m, const char *key, const char *value)
         {"spoil_at_slice", NULL, NULL, &m->spoil_at_slice, 0, INT64_MAX},
         {"babble_at_slice", NULL, NULL, &m->babble_at_slice, 0, INT64_MAX},
         {"escape_at_slice", NULL, NULL, &m->escape_at_slice, 0, INT64_MAX},
+        {"no_memory_at_slice", NULL, NULL, &m->no_memory_at_slice, 0, INT64_MAX},
+        {"wrong_size_at_slice", NULL, NULL, &m->wrong_size_at_slice, 0, INT64_MAX},
+        {"slow_at_slice", NULL, NULL, &m->slow_at_slice, 0, INT64_MAX},
+        {"slow_us", &m->slow_us, NULL, NULL, 0, 0},
         {"die_at_step", NULL, NULL, &m->die_at_step, 0, STEP_RUNG},
         {"fault_generations", NULL, NULL, &m->fault_generations, 0, INT64_MAX},
         {"poison", &m->poison, NULL, NULL, 0, 0},
@@ -88,6 +131,8 @@ bool sim_model_set(sim_model *m, const char *key, const char *value)
         return set_touch(m, value);
     if (strcmp(key, "poison_how") == 0)
         return set_poison_how(m, value);
+    if (strcmp(key, "faults") == 0)
+        return set_faults(m, value);
     m->has_poison |= strcmp(key, "poison") == 0;
     for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
         if (strcmp(key, fields[i].key) != 0)

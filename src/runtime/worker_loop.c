@@ -188,4 +188,5 @@ void worker_loop(worker *w)
     while (w->flight_count)
         land_oldest(w);
     atomic_store(&w->page->stage, STAGE_LEAVING);
+    worker_step(w, STEP_LEAVING);
 }

@@ -59,6 +59,59 @@ static void death_while_compiling(void **state)
     expect_open_fails(&o, 1.5, DPI_E_WORKER, (const char *const[]){"worker 1", "sim:7", "signal 11", NULL});
 }
 
+/* Once is bad luck, twice in a row the device's fault. */
+static void death_at_any_stage_of_starting(void **state)
+{
+    (void)state;
+    static const char *const keys[] = {"1.die_compile", "1.die_probe", "1.die_ready"};
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+        const dpi_key_value once[] = {{keys[i], "1"}, {"1.fault_generations", "1"}}, always[] = {{keys[i], "1"}};
+        dpi_options o = with(once, 2);
+        o.log = quiet;
+        kit *k = kit_open(SIMPLE, "sim:0,sim:7,sim:2", &o);
+        kit_forward(k, 30, 1);
+        kit_close(k);
+        o = with(always, 1);
+        expect_open_fails(&o, 5, DPI_E_WORKER, (const char *const[]){"worker 1", "sim:7", "signal 9", NULL});
+    }
+}
+
+static void hang_at_any_stage_of_starting(void **state)
+{
+    (void)state;
+    static const char *const keys[] = {"1.hang_probe", "1.hang_ready"};
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+        const dpi_key_value hang[] = {{keys[i], "1"}};
+        dpi_options o = with(hang, 1);
+        o.compile_timeout_ms = 300;
+        expect_open_fails(&o, 10, DPI_E_WORKER, (const char *const[]){"worker 1", "sim:7", "was not ready", NULL});
+    }
+}
+
+static void a_compile_that_fails_says_why(void **state)
+{
+    (void)state;
+    const dpi_key_value fail[] = {{"1.fail_compile", "1"}};
+    dpi_options o = with(fail, 1);
+    expect_open_fails(&o, 5, DPI_E_MODEL, (const char *const[]){"cannot compile the model, as planned", NULL});
+}
+
+/* dpi_close does not wait for a worker that will not leave. */
+static void faults_at_shutdown(void **state)
+{
+    (void)state;
+    static const char *const keys[] = {"1.die_shutdown", "1.hang_shutdown"};
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+        kit_traces before = kit_look();
+        const dpi_key_value fault[] = {{keys[i], "1"}};
+        dpi_options o = with(fault, 1);
+        kit *k = kit_open(SIMPLE, "sim:0,sim:7,sim:2", &o);
+        kit_forward(k, 30, 1);
+        kit_close(k);
+        kit_check_clean(before);
+    }
+}
+
 static void hang_while_compiling(void **state)
 {
     (void)state;
@@ -185,25 +238,50 @@ static void hanging_at_a_slice(void **state)
 }
 
 /* The engine's own failure costs the batch, not the session. */
-static void failing_at_a_slice(void **state)
+static void fails(const char *key, dpi_status status, const char *says)
 {
-    (void)state;
-    const dpi_key_value options[] = {{"1.fail_at_slice", "3"}};
+    const dpi_key_value options[] = {{key, "3"}};
     dpi_options o = with(options, 1);
     o.total_batch_size = 6;
     kit *k = kit_open(SIMPLE, "sim:0,sim:7,sim:2", &o);
     kit_batch *b = kit_batch_new(k, 60, 1, 3);
     dpi_error error = {0};
-    assert_int_equal(dpi_forward(k->s, b->in, 1, b->out, 2, 0, &error), DPI_E_ENGINE);
+    assert_int_equal(dpi_forward(k->s, b->in, 1, b->out, 2, 0, &error), status);
     kit_assert_contains(error.message, "worker 1");
     kit_assert_contains(error.message, "sim:7");
-    kit_assert_contains(error.message, "slice 3");
+    kit_assert_contains(error.message, says);
     kit_forward(k, 60, 2);
     dpi_stats_data stats = DPI_INIT(dpi_stats_data);
     kit_assert_ok(dpi_stats(k->s, &stats, &error), error);
     assert_int_equal(stats.failed_batches, 1);
     assert_int_equal(stats.batches, 1);
+    assert_int_equal(stats.deaths, 0);
     kit_batch_free(b);
+    kit_close(k);
+}
+
+static void failing_at_a_slice(void **state)
+{
+    (void)state;
+    fails("1.fail_at_slice", DPI_E_ENGINE, "slice 3");
+    fails("1.wrong_size_at_slice", DPI_E_ENGINE, "has the shape");
+    fails("1.no_memory_at_slice", DPI_E_SYSTEM, "out of memory");
+}
+
+/* Slow is no hang: all rows come, from the others where that is sooner. */
+static void being_slow_from_a_slice_on(void **state)
+{
+    (void)state;
+    const dpi_key_value options[] = {{"1.slow_at_slice", "2"}, {"1.slow_us", "100000"}};
+    dpi_options o = with(options, 2);
+    o.batch = 2;
+    kit *k = kit_open(SIMPLE "fixed_us 500\n", "sim:0,sim:7,sim:2", &o);
+    for (uint64_t i = 0; i < 5; i++)
+        kit_forward(k, 60, i);
+    dpi_error error;
+    dpi_stats_data stats = DPI_INIT(dpi_stats_data);
+    kit_assert_ok(dpi_stats(k->s, &stats, &error), error);
+    assert_int_equal(stats.deaths, 0);
     kit_close(k);
 }
 
@@ -388,6 +466,10 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_DFL);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(death_while_compiling),
+        cmocka_unit_test(death_at_any_stage_of_starting),
+        cmocka_unit_test(hang_at_any_stage_of_starting),
+        cmocka_unit_test(a_compile_that_fails_says_why),
+        cmocka_unit_test(faults_at_shutdown),
         cmocka_unit_test(hang_while_compiling),
         cmocka_unit_test(a_slow_compile_is_waited_for),
         cmocka_unit_test(a_worker_program_that_is_none),
@@ -396,6 +478,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(leaving_at_a_slice),
         cmocka_unit_test(hanging_at_a_slice),
         cmocka_unit_test(failing_at_a_slice),
+        cmocka_unit_test(being_slow_from_a_slice_on),
         cmocka_unit_test(a_hang_holds_up_and_no_more),
         cmocka_unit_test(a_death_while_idle_is_mended),
         cmocka_unit_test(a_host_that_reaps_everything),

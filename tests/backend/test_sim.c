@@ -405,6 +405,72 @@ static void it_fails_once_at_the_planned_slice(void **state)
     sim->close(engine);
 }
 
+/* Each of these fails its slice with its own status, and the next slice is good. */
+static void it_fails_in_several_ways(void **state)
+{
+    (void)state;
+    const struct {
+        const char *options, *says;
+        dpi_status status;
+    } ways[] = {{"no_memory_at_slice 2", "out of memory", DPI_E_SYSTEM},
+                {"wrong_size_at_slice 2", "has the shape", DPI_E_ENGINE}};
+    for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
+        backend_engine *engine = open_ok(SIMPLE, ways[i].options);
+        const uint8_t x[4] = {0};
+        float y[3];
+        dpi_error error = {0};
+        assert_int_equal(run_simple(engine, 1, x, y, &error), DPI_OK);
+        assert_int_equal(run_simple(engine, 1, x, y, &error), ways[i].status);
+        assert_non_null(strstr(error.message, ways[i].says));
+        assert_int_equal(run_simple(engine, 1, x, y, &error), DPI_OK);
+        sim->close(engine);
+    }
+}
+
+static void it_is_slow_from_the_planned_slice_on(void **state)
+{
+    (void)state;
+    backend_engine *engine = open_ok(SIMPLE, "slow_at_slice 2 slow_us 30000");
+    const uint8_t x[4] = {0};
+    float y[3];
+    for (int i = 1; i <= 3; i++) {
+        int64_t began = clock_now_ns();
+        assert_int_equal(run_simple(engine, 1, x, y, NULL), DPI_OK);
+        if (i > 1)
+            assert_true(clock_now_ns() - began >= 30000000);
+    }
+    sim->close(engine);
+}
+
+static void it_cannot_be_compiled_by_plan(void **state)
+{
+    (void)state;
+    backend_engine *engine;
+    dpi_error error = {0};
+    assert_int_equal(open_with(SIMPLE, "fail_compile 1", -1, &engine, &error), DPI_E_MODEL);
+    assert_null(engine);
+}
+
+/* The engine of a test is of no generation at all: what is planned for the first is not for it. */
+static void a_generation_has_faults_of_its_own(void **state)
+{
+    (void)state;
+    sim_model m;
+    const char *text = SIMPLE "faults 1:die_at_slice=3,1:signal=11,3:hang_compile=1\n";
+    for (uint32_t generation = 1; generation <= 3; generation++) {
+        assert_int_equal(sim_model_parse(text, strlen(text), "test", &m, NULL), DPI_OK);
+        assert_true(sim_plan_generation(&m, generation));
+        assert_int_equal(m.die_at_slice, generation == 1 ? 3 : 0);
+        assert_int_equal(m.signal, generation == 1 ? 11 : 0);
+        assert_int_equal(m.hang_compile, generation == 3);
+    }
+    backend_engine *engine = open_ok(SIMPLE, "faults 1:fail_at_slice=1");
+    const uint8_t x[4] = {0};
+    float y[3];
+    assert_int_equal(run_simple(engine, 1, x, y, NULL), DPI_OK);
+    sim->close(engine);
+}
+
 static void calls_before_it_is_ready_are_no_slices(void **state)
 {
     (void)state;
@@ -676,6 +742,10 @@ int main(void)
         cmocka_unit_test(it_dies_and_exits_at_the_planned_slice),
         cmocka_unit_test(it_hangs_at_the_planned_slice),
         cmocka_unit_test(it_fails_once_at_the_planned_slice),
+        cmocka_unit_test(it_fails_in_several_ways),
+        cmocka_unit_test(it_is_slow_from_the_planned_slice_on),
+        cmocka_unit_test(it_cannot_be_compiled_by_plan),
+        cmocka_unit_test(a_generation_has_faults_of_its_own),
         cmocka_unit_test(calls_before_it_is_ready_are_no_slices),
         cmocka_unit_test(depth_is_what_was_asked_for),
         cmocka_unit_test(results_appear_in_the_wait),

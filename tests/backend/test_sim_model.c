@@ -136,6 +136,14 @@ static void a_wrong_line_is_named(void **state)
         "busy 2",
         "busy yes",
         "die_at_slice 1.5",
+        "faults die_at_slice=1",
+        "faults 0:die_at_slice=1",
+        "faults 1:die_at_slice",
+        "faults 1:die_at_slice=x",
+        "faults 2:depth=3",
+        "faults 1:faults=1:signal=9",
+        "hang_probe 2",
+        "slow_us -1",
         "signal 65",
         "depth 0",
         "depth 9",
@@ -220,7 +228,11 @@ static void every_known_option_is_one_that_can_be_set(void **state)
     sim_model *m = calloc(1, sizeof *m);
     char *copy = strdup(SIM_OPTIONS), *rest = NULL;
     for (char *key = strtok_r(copy, " ", &rest); key; key = strtok_r(NULL, " ", &rest))
-        if (!sim_model_set(m, key, strcmp(key, "touch") == 0 ? "all" : strcmp(key, "poison_how") == 0 ? "hang" : "1"))
+        if (!sim_model_set(m, key,
+                           strcmp(key, "touch") == 0        ? "all"
+                           : strcmp(key, "poison_how") == 0 ? "hang"
+                           : strcmp(key, "faults") == 0     ? "2:signal=9"
+                                                            : "1"))
             fail_msg("%s is listed but cannot be set", key);
     free(copy);
     free(m);
