@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what is missing: Debian packages by name, the inference libraries from PyPI by version and hash into .deps.
-# usage: tools/deps.sh [test|check]     test: also the oldest libraries; check: also compilers and checkers
+# usage: tools/deps.sh [test|check]     test: also the oldest libraries and PyTorch; check: also compilers and checkers
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -65,11 +65,23 @@ oldest() {
     pip_install --no-deps --target .deps/oldest -r requirements/oldest.txt
 }
 tests() { pip_install --no-deps -r requirements/tests.txt; }
+into() {
+    rm -rf ".deps/$1"
+    pip_install --no-deps --target ".deps/$1" -r "requirements/$1.txt"
+}
 mkdir -p .deps
 install engines.stamp requirements/engines.txt venv
 case "${1:-}" in
 test | check)
     install oldest.stamp requirements/oldest.txt oldest
     install tests.stamp requirements/tests.txt tests
+    install package.stamp requirements/package.txt into package
+    if [ "$(uname -m)" != x86_64 ]; then
+        echo "PyTorch is pinned for x86-64 only: tests that need it are skipped"
+    elif [ "${DPI_NO_TORCH:-}" = 1 ]; then
+        echo "PyTorch is left out (DPI_NO_TORCH=1): tests that need it are skipped"
+    else
+        install torch.stamp requirements/torch.txt into torch # 1.8 GB to download, 4.2 GB on disk
+    fi
     ;;
 esac
