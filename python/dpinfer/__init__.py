@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ._c import VERSION as __version__
 from .errors import *  # noqa: F403
-from .parallel import DataParallel
+from .export import Compiled, compile
+from .parallel import DataParallel, empty
 from .session import Pending, Session
 
-__all__ = ["DataParallel", "Pending", "Session", "__version__"]
+__all__ = ["Compiled", "DataParallel", "Pending", "Session", "__version__", "compile", "empty"]

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import threading
 import time
 import weakref
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Generator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from . import _c
+from .arrays import DTYPES, Array, is_torch, numpy_dtype, to_numpy
 from .errors import ClosedError, DataError, ForkedError, Timeout
+from .events import Waiters
 
-Array = Any
-DTYPES: Dict[int, str] = {
-    1: "bool", 2: "int8", 3: "uint8", 4: "int16", 5: "uint16", 6: "int32", 7: "uint32", 8: "int64", 9: "uint64",
-    10: "float16", 11: "bfloat16", 12: "float32", 13: "float64",
-}  # fmt: skip
-NUMBERS = {name: number for number, name in DTYPES.items()}
 PRECISIONS = {None: 0, "fp32": 1, "tf32": 2, "fp16": 3, "bf16": 4}
 STEP_MS = 100  # a wait comes back to Python this often, so that an interrupt is heard
-
-
-def numpy_dtype(number: int) -> Any:
-    """numpy's dtype of a dpi_dtype; bfloat16 is shown as uint16, since numpy has none."""
-    return np.dtype("uint16" if number == 11 else DTYPES[number])
 
 
 class _Handle:
@@ -36,6 +28,7 @@ class _Handle:
         self.pointer = pointer
         self.closing = self.gone = self.forked = False
         self.users = 0
+        self.abandoned: List[Tuple[int, Any]] = []  # batches that nobody will ask for, and their memory
         self.condition = threading.Condition(threading.RLock())
         _handles.add(self)
 
@@ -67,6 +60,15 @@ class _Handle:
         self.leave()
 
 
+    def reap(self) -> None:
+        """Ends the tickets of batches that were dropped without having been waited for."""
+        while self.abandoned:
+            ticket, memory = self.abandoned.pop()
+            if _c.library().dpi_wait(self.pointer, ticket, -1, None, 0, None) == _c.TIMEOUT:
+                self.abandoned.append((ticket, memory))
+                return
+
+
 _handles: "weakref.WeakSet[_Handle]" = weakref.WeakSet()
 
 
@@ -93,9 +95,12 @@ class _Block:
 
 
 class Pending:
-    """A batch in flight. Give it up by :meth:`cancel`, end it by :meth:`result`."""
+    """A batch in flight. Give it up by :meth:`cancel`, end it by :meth:`result`, or ``await`` it.
 
-    def __init__(self, session: "Session", ticket: int, outputs: List[Array], keep: Any) -> None:
+    One that is dropped is cancelled.
+    """
+
+    def __init__(self, session: "Session", ticket: int, outputs: List[Optional[Array]], keep: Any) -> None:
         self._session, self._ticket, self._outputs, self._keep = session, ticket, outputs, keep
         self._lock = threading.Lock()
         self._error: Optional[BaseException] = None
@@ -107,17 +112,29 @@ class Pending:
             if self._ended:
                 return True
             error = _c.CError()
-            handle = self._session._handle
+            handle, outputs = self._session._handle, self._outputs
+            count = len(outputs) if any(y is None for y in outputs) else 0
+            views = (_c.CTensor * count)() if count else None
             handle.enter()
             try:
-                status = _c.library().dpi_wait(handle.pointer, self._ticket, timeout_ms, None, 0, error)
+                status = _c.library().dpi_wait(handle.pointer, self._ticket, timeout_ms, views, count, error)
+                if status == _c.TIMEOUT:
+                    return False
+                if views and not status:
+                    self._outputs = [_copy_view(views[i]) if y is None else y for i, y in enumerate(outputs)]
+                    _c.library().dpi_release(handle.pointer, self._ticket, None)
             finally:
                 handle.leave()
-            if status == _c.TIMEOUT:
-                return False
             self._ended, self._keep = True, None
             self._error = _c.failure(status, error) if status else None
             return True
+
+    def __del__(self) -> None:
+        handle = self._session._handle
+        if self._ended or handle.forked or handle.closing:
+            return
+        _c.library().dpi_cancel(handle.pointer, self._ticket, None)
+        handle.abandoned.append((self._ticket, (self._outputs, self._keep)))
 
     def done(self) -> bool:
         """True when :meth:`result` would not wait."""
@@ -156,6 +173,26 @@ class Pending:
             raise self._error
         return tuple(self._outputs)
 
+    def __await__(self) -> Generator[Any, None, Tuple[Array, ...]]:
+        return self._result_in_loop().__await__()
+
+    async def _result_in_loop(self) -> Tuple[Array, ...]:
+        waiters = self._session._waiters()
+        if waiters is not None:
+            await waiters.wait(self)
+        elif not self.done():  # no descriptor in thread isolation
+            await asyncio.get_running_loop().run_in_executor(None, self._poll, 0)
+        return self.result()
+
+
+def _copy_view(view: Any) -> Array:
+    """An output in the session's own memory, as an array of the caller's."""
+    shape, dtype = tuple(view.shape[: view.rank]), numpy_dtype(view.dtype)
+    array = np.empty(shape, dtype)
+    if array.nbytes:
+        ctypes.memmove(array.ctypes.data, view.data, array.nbytes)
+    return array
+
 
 def _text(value: Optional[Union[str, os.PathLike]]) -> Optional[bytes]:  # type: ignore[type-arg]
     return None if value is None else os.fsencode(value)
@@ -166,6 +203,30 @@ _Port = Tuple[bytes, int, Tuple[int, ...]]
 
 def _ports(tensors: Any, count: int) -> List[_Port]:
     return [(t.name, t.dtype, tuple(t.shape[: t.rank])) for t in (tensors[i] for i in range(count))]
+
+
+_Array = Tuple[Optional[bytes], Any, int]  # name, memory (None: the library makes it), dpi_dtype
+_BATCH_SIZE = ctypes.sizeof(_c.CBatch)
+
+
+def _plain(given: Any) -> Array:
+    """The memory that an output was given as, to see whether what stands for it is still that."""
+    if isinstance(given, np.ndarray):
+        return given
+    array, _ = to_numpy(given)
+    if is_torch(given) and (not given.is_contiguous() or given.device.type != "cpu"):
+        return np.empty(1)
+    return array
+
+
+def _tensors(arrays: Sequence[_Array]) -> Tuple[Any, int]:
+    """The C structures of arrays with their names and dtypes; an array that is None is one for the library to make."""
+    made = (_c.CTensor * len(arrays))()
+    for t, (name, array, number) in zip(made, arrays):
+        if array is not None:
+            t.name, t.dtype, t.rank, t.data = name, number, array.ndim, array.ctypes.data
+            t.shape[: array.ndim] = array.shape
+    return made, len(arrays)
 
 
 class Session:
@@ -226,6 +287,8 @@ class Session:
         if status:
             raise _c.failure(status, error)
         self._handle = _Handle(pointer)
+        self._events: Optional[Waiters] = None
+        self._submit = library.dpi_submit
         self._read_ports()
 
     def _read_ports(self) -> None:
@@ -234,8 +297,12 @@ class Session:
         if status:
             raise _c.failure(status, error)
         self._inputs, self._outputs = _ports(d.inputs, d.input_count), _ports(d.outputs, d.output_count)
+        self._makes = [
+            (None if any(n < 0 for n in shape[1:]) else numpy_dtype(number), shape[1:]) for _, number, shape in self._outputs
+        ]
         self.devices: Tuple[str, ...] = tuple(d.workers[w].device.decode() for w in range(d.worker_count))
         self.input_names = tuple(name.decode() for name, _, _ in self._inputs)
+        self.output_dtypes: Tuple[int, ...] = tuple(number for _, number, _ in self._outputs)  # dpi_dtype
         self.output_names = tuple(name.decode() for name, _, _ in self._outputs)
 
     def empty(self, shape: Sequence[int], dtype: Any = "float32", direction: str = "input") -> Array:
@@ -258,56 +325,62 @@ class Session:
             raise _c.failure(error.status, error)
         return np.asarray(_Block(self._handle, address, extent, dtype))
 
-    def _tensor(self, array: Array, name: Optional[bytes]) -> Tuple[_c.CTensor, Array]:
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f"a batch is numpy arrays, and a {type(array).__name__} was given")
-        if array.dtype.name not in NUMBERS or array.ndim > _c.MAX_RANK:
-            raise DataError(f"dpinfer has no dtype {array.dtype} of {array.ndim} axes")
-        array = np.ascontiguousarray(array)
-        t = _c.CTensor(name, NUMBERS[array.dtype.name], array.ndim)
-        t.shape[: array.ndim] = array.shape
-        t.data = array.__array_interface__["data"][0]
-        return t, array
-
-    def submit(self, *inputs: Array, outputs: Optional[Sequence[Array]] = None, **named: Array) -> Pending:
+    def submit(self, *inputs: Any, outputs: Optional[Sequence[Any]] = None, **named: Any) -> Pending:
         """Puts a batch in flight: arrays by position or by name, equal in rows (axis 0).
 
         Memory of :meth:`empty` is read in place and must stay as it is until the batch has ended; other memory has
-        been copied when this returns. ``outputs`` are contiguous arrays for the results; None makes them.
+        been copied when this returns. ``outputs`` are C-ordered arrays for the results; None makes them.
+
+        Raises:
+            TypeError: an input is no array, tensor or buffer.
+            DataError: a dtype or shape is not the model's.
         """
-        pairs = [self._tensor(a, None) for a in inputs] + [self._tensor(a, n.encode()) for n, a in named.items()]
-        if not pairs or any(a.ndim == 0 for _, a in pairs):
+        given: List[_Array] = [(None, *to_numpy(a)) for a in inputs]
+        given += [(name.encode(), *to_numpy(a)) for name, a in named.items()]
+        if not given or not all(array.ndim for _, array, _ in given):
             raise DataError("a batch has one array of rows for each input")
-        rows = pairs[0][1].shape[0]
-        given = list(outputs) if outputs is not None else [self._new_output(p, rows) for p in self._outputs]
-        for array in given:
-            if not isinstance(array, np.ndarray) or not array.flags.c_contiguous or not array.flags.writeable:
-                raise ValueError("outputs are contiguous numpy arrays that may be written")
-        results = [self._tensor(a, None)[0] for a in given]
-        if outputs is not None and len(given) != len(self._outputs):
-            raise DataError(f"the session has {len(self._outputs)} outputs and {len(given)} were given")
-        batch = _c.CBatch(struct_size=ctypes.sizeof(_c.CBatch), input_count=len(pairs), output_count=len(results))
-        batch.inputs = (_c.CTensor * len(pairs))(*[t for t, _ in pairs])
-        batch.outputs = (_c.CTensor * len(results))(*results)
+        results = self._given_outputs(outputs) if outputs is not None else self._new_outputs(given[0][1].shape[0])
+        batch, ticket, error = _c.CBatch(struct_size=_BATCH_SIZE), ctypes.c_uint64(), _c.CError()
+        batch.inputs, batch.input_count = _tensors(given)
+        batch.outputs, batch.output_count = _tensors([(None, y, port[1]) for y, port in zip(results, self._outputs)])
         batch.queue_timeout_ms = STEP_MS
-        ticket, error = ctypes.c_uint64(), _c.CError()
-        status = _c.BUSY
+        handle, status = self._handle, _c.BUSY
         while status == _c.BUSY:
-            self._handle.enter()
+            handle.enter()
             try:
-                status = _c.library().dpi_submit(self._handle.pointer, batch, ticket, error)
+                if handle.abandoned:
+                    handle.reap()
+                status = self._submit(handle.pointer, batch, ticket, error)
             finally:
-                self._handle.leave()
+                handle.leave()
         if status:
             raise _c.failure(status, error)
-        return Pending(self, ticket.value, given, pairs)
+        return Pending(self, ticket.value, results, given)
 
-    @staticmethod
-    def _new_output(port: _Port, rows: int) -> Array:
-        name, dtype, shape = port
-        if any(n < 0 for n in shape[1:]):
-            raise DataError(f"the output {name.decode()} has axes that follow the inputs: give `outputs`")
-        return np.empty((rows, *shape[1:]), numpy_dtype(dtype))
+    def _given_outputs(self, outputs: Sequence[Any]) -> List[Optional[Array]]:
+        if len(outputs) != len(self._outputs):
+            raise DataError(f"the session has {len(self._outputs)} outputs and {len(outputs)} were given")
+        arrays: List[Optional[Array]] = []
+        for given, (name, number, _) in zip(outputs, self._outputs):
+            array, kind = to_numpy(given)
+            if not np.shares_memory(array, _plain(given)) and array.size or not array.flags.writeable:
+                raise ValueError(f"the output {name.decode()}: give C-ordered memory of the host that may be written")
+            if array.dtype != numpy_dtype(number):
+                raise DataError(f"the output {name.decode()} is {DTYPES[number]}, and {DTYPES[kind]} was given")
+            arrays.append(array)
+        return arrays
+
+    def _new_outputs(self, rows: int) -> List[Optional[Array]]:
+        """Memory for each output; None where its shape follows the inputs: a view of the session's, copied later."""
+        return [np.empty((rows, *tail), dtype) if dtype is not None else None for dtype, tail in self._makes]
+
+    def _waiters(self) -> Optional[Waiters]:
+        if self._events is None:
+            descriptor = _c.library().dpi_event_fd(self._handle.pointer, None)
+            if descriptor < 0:
+                return None
+            self._events = Waiters(descriptor)
+        return self._events
 
     def forward(self, *inputs: Array, outputs: Optional[Sequence[Array]] = None, **named: Array) -> Tuple[Array, ...]:
         """:meth:`submit` and :meth:`Pending.result` in one."""

@@ -11,10 +11,12 @@ missing = [name for name in ("numpy", "pytest") if importlib.util.find_spec(name
 if missing or os.environ.get("DPI_SANITIZE"):
     print(f"skipped: {'the sanitizer is not in the interpreter' if not missing else 'no ' + ', '.join(missing)}")
     sys.exit(SKIPPED)
+source = here.parent.parent
+extras = [str(folder) for folder in (source / ".deps" / "torch", source / ".deps" / "package") if folder.is_dir()]
 environment = {
     **os.environ,
     "DPINFER_LIBRARY": f"{os.environ['DPI_BUILD']}/libdpinfer.so",
-    "PYTHONPATH": str(here.parent.parent / "python"),
+    "PYTHONPATH": os.pathsep.join([str(source / "python"), *extras]),
     "PYTHONDONTWRITEBYTECODE": "1",
 }
 command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(here / "suite")]
