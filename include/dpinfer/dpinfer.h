@@ -174,9 +174,9 @@ typedef struct dpi_bad_row {
 typedef void (*dpi_bad_row_fn)(void *context, const dpi_bad_row *row);
 
 /* Receives what happens to workers, one JSON object a line without newline: {"event": "started" | "died" | "replayed" |
- * "retired" | "bad_row" | "resumed" | ..., "worker": 1, "device": "sim:1", ...}; docs/reliability.md lists them all. Called
- * from dpinfer's own thread, and by a dpi_run that goes on with an earlier one from that thread, never by two at a time;
- * must not call dpinfer. */
+ * "retired" | "bad_row" | "resumed" | ..., "worker": 1, "device": "sim:1", ...}; docs/reliability.md lists them all.
+ * Called from dpinfer's own thread, and by a dpi_run that goes on with an earlier one from that thread, never by two at
+ * a time; must not call dpinfer. */
 typedef void (*dpi_event_fn)(void *context, const char *json);
 
 /* The smallest of 1, 2, 4, ... 256 rows within 2 % of the best rate that fits in the device's memory; the least of all
@@ -456,6 +456,9 @@ typedef struct dpi_stats_data {
     uint64_t replayed_slices;                       /* that a worker died over and another computed */
     uint64_t bad_rows;                              /* left out */
     uint64_t retired_devices;                       /* given up, and neither added again nor removed since */
+    uint64_t worker_starts;                         /* that came to be ready, the first ones among them */
+    uint64_t compiled_engines;                      /* of those starts, with an engine that was not in the cache */
+    uint64_t resumed_rows;                          /* of runs, finished by earlier ones */
 } dpi_stats_data;
 
 /* Any thread, any time; does not disturb what runs. */

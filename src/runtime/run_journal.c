@@ -263,7 +263,10 @@ static dpi_status take_bad_rows(run *r, dpi_error *error)
 static void tell_of_earlier_run(const run *r)
 {
     dpi_session *s = r->s;
-    event_resumed(s, r->resumed_rows);
+    pthread_mutex_lock(&s->lock);
+    s->resumed_rows += r->resumed_rows;
+    pthread_mutex_unlock(&s->lock);
+    event_resumed(s, r->resumed_rows, r->rows);
     for (size_t i = 0; i < r->noted_bad; i++) { /* no worker runs yet: nobody adds to the list */
         event_bad_row(s, s->run_bad[i].row, s->run_bad[i].reason);
         if (s->bad_row)

@@ -536,6 +536,7 @@ static dpi_status open_with(const backend *chosen, const dpi_options *o, const c
     pthread_mutex_init(&s->lock, NULL);
     pthread_mutex_init(&s->engine_lock, NULL);
     pthread_mutex_init(&s->ask_lock, NULL);
+    pthread_mutex_init(&s->event_lock, NULL);
     dpi_status status = prepare(s, o, format, machine, error);
     if (!status)
         status = supervisor_start(s, error);
@@ -676,6 +677,7 @@ void session_close(dpi_session *s)
     pthread_mutex_destroy(&s->lock);
     pthread_mutex_destroy(&s->engine_lock);
     pthread_mutex_destroy(&s->ask_lock);
+    pthread_mutex_destroy(&s->event_lock);
     pthread_cond_destroy(&s->changed);
     free(s->worker_path);
     free(s->workers);

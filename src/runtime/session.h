@@ -145,6 +145,7 @@ struct dpi_session {
     void *bad_row_context;
     dpi_event_fn event;
     void *event_context;
+    pthread_mutex_t event_lock;                   /* one event at a time; taken last */
     struct stat program_identity, model_identity; /* of the files that a restart must find unchanged */
     dpi_isolation isolation;
     _Atomic uint32_t *fork_guard; /* 1; a page that a forked child finds wiped */
@@ -195,7 +196,7 @@ struct dpi_session {
 
     /* statistics */
     uint64_t batches_done, rows_done, batches_failed, copy_in_ns, copy_out_ns, copied_in_bytes, copied_out_bytes,
-        wake_ns, deaths, replayed, bad_rows, retired;
+        wake_ns, starts, compiled, deaths, replayed, bad_rows, retired, resumed_rows;
 
     /* what dpi_describe hands out */
     dpi_tensor describe_inputs[PORT_MAX], describe_outputs[PORT_MAX];

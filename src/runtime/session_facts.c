@@ -62,6 +62,9 @@ void session_stats(dpi_session *s, dpi_stats_data *d)
     d->replayed_slices = s->replayed;
     d->bad_rows = s->bad_rows;
     d->retired_devices = s->retired;
+    d->worker_starts = s->starts;
+    d->compiled_engines = s->compiled;
+    d->resumed_rows = s->resumed_rows;
     d->arena_input_bytes = arena_committed(s->inputs);
     d->arena_output_bytes = arena_committed(s->outputs) - LAYOUT_CLAIMS_BYTES;
     for (size_t w = 0; w < s->count && d->workers && w < d->worker_count; w++) {

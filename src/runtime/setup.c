@@ -265,28 +265,31 @@ json_t *report_to_json(const worker_report *r)
     json_t *sample = json_array();
     for (size_t i = 0; i < r->sample_count; i++) /* JSON has no NaN: null stands for it */
         json_array_append_new(sample, r->sample[i] - r->sample[i] == 0 ? json_real(r->sample[i]) : json_null());
-    return json_pack("{s:o, s:o, s:s, s:s, s:b, s:b, s:b, s:f, s:f, s:f, s:s, s:s, s:i, s:I, s:o}", "inputs",
+    return json_pack("{s:o, s:o, s:s, s:s, s:b, s:b, s:b, s:f, s:f, s:f, s:f, s:s, s:s, s:i, s:I, s:o}", "inputs",
                      ports_to_json(r->sig.inputs, r->sig.input_count), "outputs",
                      ports_to_json(r->sig.outputs, r->sig.output_count), "fingerprint", r->fingerprint, "probe_hash",
                      r->probe_hash, "probe_skipped", r->probe_skipped, "size_changes_bits", r->size_changes_bits,
                      "from_cache", r->from_cache, "fixed_ns", r->fixed_ns, "row_ns", r->row_ns, "open_seconds",
-                     r->open_seconds, "library", r->library, "version", r->version, "depth", r->depth, "max_rows",
-                     (json_int_t)r->max_rows, "sample", sample);
+                     r->open_seconds, "engine_seconds", r->engine_seconds, "library", r->library, "version", r->version,
+                     "depth", r->depth, "max_rows", (json_int_t)r->max_rows, "sample", sample);
+}
+
+json_t *text_to_json(const char *text)
+{
+    json_t *json = json_string(text);
+    char *plain = json ? NULL : strdup(text);
+    for (char *c = plain; c && *c; c++)
+        if ((unsigned char)*c >= 0x80)
+            *c = '?';
+    if (plain)
+        json = json_string(plain);
+    free(plain);
+    return json;
 }
 
 json_t *failure_to_json(const dpi_error *e)
 {
-    /* A library's words may be any bytes; JSON wants UTF-8. */
-    json_t *message = json_string(e->message);
-    if (!message) {
-        char plain[sizeof e->message];
-        size_t i = 0;
-        for (; e->message[i]; i++)
-            plain[i] = (unsigned char)e->message[i] < 0x80 ? e->message[i] : '?';
-        plain[i] = 0;
-        message = json_string(plain);
-    }
-    return json_pack("{s:{s:i, s:o}}", "error", "status", (int)e->status, "message", message);
+    return json_pack("{s:{s:i, s:o}}", "error", "status", (int)e->status, "message", text_to_json(e->message));
 }
 
 static bool sample_from_json(const json_t *array, worker_report *r)
@@ -320,6 +323,7 @@ dpi_status report_from_json(const json_t *json, worker_report *r, dpi_error *err
     r->fixed_ns = get_cost(json, "fixed_ns");
     r->row_ns = get_cost(json, "row_ns");
     r->open_seconds = get_cost(json, "open_seconds");
+    r->engine_seconds = get_cost(json, "engine_seconds");
     r->probe_skipped = json_is_true(json_object_get(json, "probe_skipped"));
     r->size_changes_bits = json_is_true(json_object_get(json, "size_changes_bits"));
     r->from_cache = json_is_true(json_object_get(json, "from_cache"));

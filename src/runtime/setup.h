@@ -53,7 +53,7 @@ typedef struct worker_report {
     signature sig;
     char fingerprint[HASH_HEX_SIZE], probe_hash[HASH_HEX_SIZE];
     bool probe_skipped, size_changes_bits, from_cache;
-    double fixed_ns, row_ns, open_seconds;
+    double fixed_ns, row_ns, open_seconds, engine_seconds; /* the latter: compiling it, or taking it from the cache */
     char library[512], version[64];
     int depth;
     size_t max_rows; /* of one slice: the setup's batch, or less where the engine has a limit */
@@ -66,6 +66,8 @@ json_t *report_to_json(const worker_report *report);
 dpi_status report_from_json(const json_t *json, worker_report *report, dpi_error *error);
 void report_free(worker_report *report);
 
+/* Text that may hold any bytes (a library's words, a line that was cut): JSON wants UTF-8, others become '?'. */
+json_t *text_to_json(const char *text);
 json_t *failure_to_json(const dpi_error *error);
 
 /* The rows that the model itself fixes for every call (its batch axis is a number), 0 where it is free. DPI_E_MODEL

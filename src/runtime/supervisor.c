@@ -50,6 +50,22 @@ static dpi_status compare_reports(dpi_session *s, size_t w, const worker_report 
     return DPI_OK;
 }
 
+void supervisor_keep_report(dpi_session *s, size_t w, worker_report *report, bool first)
+{
+    worker_report *kept = &s->workers[w].report;
+    s->starts++;
+    s->compiled += !report->from_cache;
+    if (first) {
+        report_free(kept);
+        *kept = *report;
+        return;
+    }
+    kept->open_seconds = report->open_seconds;
+    kept->engine_seconds = report->engine_seconds;
+    kept->from_cache = report->from_cache;
+    report_free(report);
+}
+
 static void take_report(dpi_session *s, size_t w, const json_t *message)
 {
     session_worker *k = &s->workers[w];
@@ -75,13 +91,7 @@ static void take_report(dpi_session *s, size_t w, const json_t *message)
         return;
     }
     pthread_mutex_lock(&s->lock);
-    if (first) {
-        k->report = report;
-    } else {
-        k->report.open_seconds = report.open_seconds;
-        k->report.from_cache = report.from_cache;
-        report_free(&report);
-    }
+    supervisor_keep_report(s, w, &report, first);
     k->ready = true;
     k->state = WORKER_READY;
     k->slices_at_ready = atomic_load(&k->page->slices);
@@ -89,7 +99,7 @@ static void take_report(dpi_session *s, size_t w, const json_t *message)
     session_tell_newcomer(s, w);
     pthread_cond_broadcast(&s->changed);
     pthread_mutex_unlock(&s->lock);
-    event_started(s, w);
+    event_started(s, w, &k->report);
     opened(s);
     recovery_step(s);
 }

@@ -13,6 +13,11 @@ typedef struct ending {
     char why[200]; /* it was ended by us: ": 12.0 s, its limit is 10.0 s", or "" */
 } ending;
 
+/* ---- supervisor.c ---- */
+/* A worker's report is good. Takes it over; not the first one: the engine is the same, and others may look at what was
+ * said of it. Under the lock. */
+void supervisor_keep_report(dpi_session *s, size_t w, worker_report *report, bool first);
+
 /* ---- supervisor_start.c ---- */
 /* Starts worker w, or its next generation. On a failure it may have been started already: then its pidfd is there. */
 dpi_status supervisor_start_worker(dpi_session *s, size_t w, dpi_error *error);

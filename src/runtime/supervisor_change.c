@@ -166,8 +166,9 @@ static void add_all(dpi_session *s)
         return;
     }
     for (size_t i = 0; i < s->change.count; i++) {
-        event_started(s, s->change.workers[i]);
-        event_added(s, s->change.workers[i]);
+        size_t w = s->change.workers[i];
+        event_started(s, w, &s->workers[w].report);
+        event_added(s, w);
     }
     finish(s, NULL);
     recovery_step(s);
@@ -177,14 +178,7 @@ void supervisor_take_joining(dpi_session *s, size_t w, worker_report *report)
 {
     session_worker *k = &s->workers[w];
     pthread_mutex_lock(&s->lock);
-    if (w < s->count) { /* the report of its first start has the same engine, and others may look at it */
-        k->report.open_seconds = report->open_seconds;
-        k->report.from_cache = report->from_cache;
-        report_free(report);
-    } else {
-        report_free(&k->report);
-        k->report = *report;
-    }
+    supervisor_keep_report(s, w, report, w >= s->count);
     pthread_mutex_unlock(&s->lock);
     k->accepted = true;
     for (size_t i = 0; i < s->change.count; i++)

@@ -208,8 +208,10 @@ static dpi_status load_and_open(worker *w, worker_report *report, hash128 *key, 
                                         .log = &w->log,
                                         .alive = alive,
                                         .alive_context = w};
+        int64_t began_ns = clock_now_ns();
         status = store ? open_cached(w, &options, *key, store, &report->from_cache, error)
                        : open_engine(w, &options, -1, error);
+        report->engine_seconds = (double)(clock_now_ns() - began_ns) * 1e-9;
     }
     cache_close(store);
     if (status)

@@ -265,7 +265,7 @@ typedef struct changer {
     const kit *k;
     const char *device;
     _Atomic bool *stop;
-    unsigned changes;
+    _Atomic unsigned changes;
 } changer;
 
 static void *change_on(void *argument)
@@ -277,7 +277,7 @@ static void *change_on(void *argument)
         status = dpi_device_remove(c->k->s, c->device, 0, &error);
         if (!status)
             status = dpi_device_add(c->k->s, c->device, 0, &error);
-        c->changes++;
+        atomic_fetch_add(&c->changes, 1);
     }
     if (status)
         fprintf(stderr, "%s: %s\n", c->device, error.message);
@@ -297,14 +297,14 @@ static void threads_change_devices_while_others_forward(void **state)
         assert_int_equal(pthread_create(&threads[i], NULL, change_on, &changers[i]), 0);
     double until = kit_now_s() + 30;
     uint64_t batches = 0;
-    for (; (batches < 300 || changers[0].changes < 10) && kit_now_s() < until; batches++)
+    for (; (batches < 300 || atomic_load(&changers[0].changes) < 10) && kit_now_s() < until; batches++)
         kit_forward(k, 1 + batches % 50, batches);
     atomic_store(&stop, true);
     for (size_t i = 0; i < 2; i++) {
         void *failed;
         pthread_join(threads[i], &failed);
         assert_null(failed);
-        assert_true(changers[i].changes > 0);
+        assert_true(atomic_load(&changers[i].changes) > 0);
     }
     assert_int_equal(elastic_stats(k, NULL, 0).failed_batches, 0);
     assert_int_equal(elastic_stats(k, NULL, 0).deaths, 0);
