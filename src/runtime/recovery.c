@@ -514,6 +514,21 @@ void recovery_step(dpi_session *s)
     pthread_mutex_unlock(&s->lock);
 }
 
+bool recovery_has_work(dpi_session *s, size_t w)
+{
+    bool has = s->recovery && s->recovery->running && s->recovery->on == w;
+    pthread_mutex_lock(&s->lock);
+    for (int slot = 0; slot < LAYOUT_SLOTS && !has; slot++) {
+        const batch *b = s->slots[slot];
+        for (uint32_t i = 0; b && i < b->slice_count && !has; i++) {
+            claim now = claim_load(&batch_claims(s, slot)->word[i]);
+            has = now.sequence == b->sequence && now.state == CLAIM_RUNNING && now.worker == w;
+        }
+    }
+    pthread_mutex_unlock(&s->lock);
+    return has;
+}
+
 bool recovery_pending(const dpi_session *s) { return s->recovery && s->recovery->first; }
 
 /* ---- spoilt words ----------------------------------------------------------------------------------------------- */

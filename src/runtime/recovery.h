@@ -29,6 +29,8 @@ bool recovery_death(dpi_session *s, size_t w, const death *d);
 void recovery_message(dpi_session *s, size_t w, const json_t *message);
 /* Goes on: the next trial, suspects of batches that are over. Called when anything has changed, and every tick. */
 void recovery_step(dpi_session *s);
+/* Whether worker w has anything to finish: a slice that it has begun, or a trial. */
+bool recovery_has_work(dpi_session *s, size_t w);
 /* Whether suspects wait for their trial, or one is on. */
 bool recovery_pending(const dpi_session *s);
 /* Whether claim words of batches in flight hold what no worker could have written by the rules. */

@@ -214,7 +214,7 @@ static void check_slice(dpi_session *s, size_t w, int64_t now)
 static void check_leaving(dpi_session *s, size_t w, int64_t now)
 {
     session_worker *k = &s->workers[w];
-    if (atomic_load(&k->page->busy_since_ns))
+    if (recovery_has_work(s, w)) /* its page may say anything */
         k->idle_ns = now;
     else if (now - k->idle_ns > OBEY_NS)
         supervisor_end_worker(

@@ -138,13 +138,53 @@ static void mad_everything(void **state)
     scribble(AT_WORDS | AT_HINTS | AT_PAGES, 2);
 }
 
+typedef struct changer {
+    const kit *k;
+    _Atomic uint32_t quit;
+} changer;
+
+static void *change_devices(void *argument)
+{
+    changer *c = argument;
+    dpi_error error;
+    while (!atomic_load(&c->quit)) {
+        dpi_device_remove(c->k->s, "sim:7", 300, &error);
+        dpi_device_add(c->k->s, "sim:7", 300, &error);
+        dpi_device_add(c->k->s, "sim:8", 20, &error);
+    }
+    return NULL;
+}
+
+/* Each change ends by its deadline, or with a session that has been spoilt too often. */
+static void mad_while_devices_change(void **state)
+{
+    (void)state;
+    for (unsigned where = AT_WORDS; where <= AT_PAGES; where *= 2) {
+        kit_traces before = kit_look();
+        dpi_options o = DPI_INIT(dpi_options);
+        o.queue_depth = 4;
+        o.batch = 2;
+        kit *k = kit_open(SIMPLE "fixed_us 200\n", "sim:0,sim:7,sim:2", &o);
+        vandal v = {.s = k->s, .where = where, .seed = where};
+        changer c = {.k = k};
+        pthread_t threads[2];
+        assert_int_equal(pthread_create(&threads[0], NULL, spoil, &v), 0);
+        assert_int_equal(pthread_create(&threads[1], NULL, change_devices, &c), 0);
+        call_everything(k, 1);
+        atomic_store(&c.quit, 1);
+        pthread_join(threads[1], NULL);
+        atomic_store(&v.quit, 1);
+        pthread_join(threads[0], NULL);
+        kit_close(k);
+        kit_check_clean(before);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(mad_claim_words),
-        cmocka_unit_test(mad_hints_and_bells),
-        cmocka_unit_test(mad_pages),
-        cmocka_unit_test(mad_everything),
+        cmocka_unit_test(mad_claim_words), cmocka_unit_test(mad_hints_and_bells),      cmocka_unit_test(mad_pages),
+        cmocka_unit_test(mad_everything),  cmocka_unit_test(mad_while_devices_change),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
