@@ -45,12 +45,13 @@ enum device_state { DEVICE_IN_USE, DEVICE_GIVEN_UP, DEVICE_LEAVING, DEVICE_REMOV
 typedef struct session_worker {
     /* supervisor's alone */
     enum worker_state state;
-    unsigned strikes;         /* deaths in a row that count against the device */
-    uint64_t slices_at_ready; /* page->slices when this generation became ready */
-    int64_t restart_ns;       /* WORKER_WAITING: when */
-    int64_t idle_ns;          /* WORKER_LEAVING: when it was last seen at work, or told to leave */
-    int64_t mute_ns;          /* since when its socket is closed, or spoilt; 0: it is not */
-    char *last_death;         /* malloc'd */
+    unsigned strikes;          /* deaths in a row that count against the device */
+    uint64_t slices_at_ready;  /* page->slices when this generation became ready */
+    int64_t restart_ns;        /* WORKER_WAITING: when */
+    int64_t said_ns, heard_ns; /* what its page says since when it is busy, and since when it says so */
+    int64_t idle_ns;           /* WORKER_LEAVING: when it was last seen at work, or told to leave */
+    int64_t mute_ns;           /* since when its socket is closed, or spoilt; 0: it is not */
+    char *last_death;          /* malloc'd */
     child process;
     int log_pipe;
     char log_part[2048]; /* an unfinished line */

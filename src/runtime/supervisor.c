@@ -193,11 +193,21 @@ static int64_t slice_limit_ns(const dpi_session *s, size_t w)
     return limit < 1e18 ? (int64_t)limit : (int64_t)1e18;
 }
 
+/* Since when a worker is busy, 0: it is not. Its page may name a time that cannot be: then since it does. */
+static int64_t busy_since_ns(session_worker *k, int64_t now)
+{
+    int64_t said = atomic_load(&k->page->busy_since_ns);
+    if (said != k->said_ns) {
+        k->said_ns = said;
+        k->heard_ns = now;
+    }
+    return said < 0 || said > now ? k->heard_ns : said;
+}
+
 static void check_slice(dpi_session *s, size_t w, int64_t now)
 {
-    session_worker *k = &s->workers[w];
-    int64_t since = atomic_load(&k->page->busy_since_ns);
-    if (since <= 0 || since > now)
+    int64_t since = busy_since_ns(&s->workers[w], now);
+    if (!since)
         return;
     int64_t limit = slice_limit_ns(s, w), over = now - since;
     if (over < limit || !really_hangs(s, w, over, limit))

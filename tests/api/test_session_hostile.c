@@ -9,6 +9,7 @@
 #include "runtime/session.h"
 
 #include <pthread.h>
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -138,6 +139,43 @@ static void mad_everything(void **state)
     scribble(AT_WORDS | AT_HINTS | AT_PAGES, 2);
 }
 
+/* It hangs, and its page says that its slice begins in a hundred years, or began before the machine did. */
+static void a_worker_hangs_and_lies(int64_t lie)
+{
+    dpi_options o = DPI_INIT(dpi_options);
+    dpi_error error = {0};
+    o.batch = 2;
+    o.total_batch_size = 6;
+    o.slice_timeout_ms = 300;
+    o.compile_timeout_ms = 1000;
+    kit *k = kit_open(SIMPLE "fixed_us 50000\n", "sim:0,sim:7,sim:2", &o);
+    dpi_ticket ticket;
+    kit_batch *b = kit_batch_new(k, 60, 1, 3);
+    kit_assert_ok(kit_submit(k, b, false, 0, &ticket, &error), error);
+    worker_page *page = k->s->workers[1].page;
+    double until = kit_now_s() + 20;
+    while (!atomic_load(&page->busy_since_ns) && kit_now_s() < until)
+        sched_yield();
+    dpi_description d = DPI_INIT(dpi_description);
+    kit_assert_ok(dpi_describe(k->s, &d, &error), error);
+    kill((pid_t)d.workers[1].pid, SIGSTOP);
+    clock_sleep_until_ns(clock_now_ns() + 20000000); /* it may still write until it has stopped */
+    if (atomic_load(&page->busy_since_ns))
+        atomic_store(&page->busy_since_ns, lie);
+    kit_assert_ok(dpi_wait(k->s, ticket, 20000, NULL, 0, &error), error);
+    kit_batch_check(b, NULL);
+    kit_batch_free(b);
+    kit_close(k);
+}
+
+static void lies_about_the_time(void **state)
+{
+    (void)state;
+    a_worker_hangs_and_lies(INT64_MAX);
+    a_worker_hangs_and_lies(INT64_MIN);
+    a_worker_hangs_and_lies(-1);
+}
+
 typedef struct changer {
     const kit *k;
     _Atomic uint32_t quit;
@@ -183,8 +221,12 @@ static void mad_while_devices_change(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(mad_claim_words), cmocka_unit_test(mad_hints_and_bells),      cmocka_unit_test(mad_pages),
-        cmocka_unit_test(mad_everything),  cmocka_unit_test(mad_while_devices_change),
+        cmocka_unit_test(mad_claim_words),
+        cmocka_unit_test(mad_hints_and_bells),
+        cmocka_unit_test(mad_pages),
+        cmocka_unit_test(mad_everything),
+        cmocka_unit_test(mad_while_devices_change),
+        cmocka_unit_test(lies_about_the_time),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
