@@ -80,7 +80,7 @@ class Prepared(torch.nn.Module):
         result = self.module(**dict(zip(self.names, given))) if self.names else self.module(*given)
         if self.kind is None:
             self.kind = OutputKind(result, self.module)
-        outputs = self.kind.flat(result)
+        outputs = tuple(y.contiguous() for y in self.kind.flat(result))
         if self.dtype is None:
             return outputs
         return tuple(y.to(torch.float32) if y.dtype == self.dtype else y for y in outputs)

@@ -201,6 +201,6 @@ const char *backend_option(const backend_open_options *options, const char *key)
 dpi_status backend_check_options(const backend_open_options *options, const char *backend_name, const char *known,
                                  dpi_error *error);
 
-extern const backend backend_tensorrt, backend_openvino, backend_onnxruntime, backend_sim;
+extern const backend backend_tensorrt, backend_openvino, backend_onnxruntime, backend_aoti, backend_sim;
 
 #endif

@@ -66,6 +66,7 @@ enum {
     X(cuMemHostUnregister, "cuMemHostUnregister", (void *))                                                            \
     X(cuMemcpyHtoDAsync, "cuMemcpyHtoDAsync_v2", (CUdeviceptr, const void *, size_t, CUstream))                        \
     X(cuMemcpyDtoHAsync, "cuMemcpyDtoHAsync_v2", (void *, CUdeviceptr, size_t, CUstream))                              \
+    X(cuMemcpyDtoDAsync, "cuMemcpyDtoDAsync_v2", (CUdeviceptr, CUdeviceptr, size_t, CUstream))                         \
     X(cuStreamCreate, "cuStreamCreate", (CUstream *, unsigned))                                                        \
     X(cuStreamDestroy, "cuStreamDestroy_v2", (CUstream))                                                               \
     X(cuStreamSynchronize, "cuStreamSynchronize", (CUstream))                                                          \

@@ -3,7 +3,8 @@
 #include <ctype.h>
 #include <string.h>
 
-static const backend *const backends[] = {&backend_tensorrt, &backend_openvino, &backend_onnxruntime, &backend_sim};
+static const backend *const backends[] = {&backend_tensorrt, &backend_openvino, &backend_onnxruntime, &backend_aoti,
+                                          &backend_sim};
 
 const backend *const *backend_list(size_t *count)
 {

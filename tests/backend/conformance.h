@@ -40,7 +40,7 @@ typedef struct conformance_kit {
 } conformance_kit;
 
 extern const conformance_kit conformance_kit_sim, conformance_kit_onnxruntime, conformance_kit_openvino,
-    conformance_kit_tensorrt;
+    conformance_kit_tensorrt, conformance_kit_aoti;
 
 /* Runs the suite; the program's exit code. */
 int conformance_main(const conformance_kit *kit);

@@ -228,3 +228,32 @@ const conformance_kit conformance_kit_tensorrt = {.backend = &backend_tensorrt,
                                                   .parser_crashes = true,
                                                   .may_refuse = "bool int8 uint8 int16 uint16 uint32 uint64 bfloat16 "
                                                                 "float64"};
+
+/* ---- PyTorch ---------------------------------------------------------------------------------------------------- */
+
+/* All models at once, in one process: starting PyTorch takes longer than compiling one. They are kept from run to run,
+ * for they take minutes; the script makes those anew that are older than itself. */
+static char *aoti_make(const char *model)
+{
+    static int code = -1;
+    char *folder = text_format("%s/aoti-models", conformance_build_folder());
+    char *path = text_format("%s/%s.pt2", folder, model);
+    char *own = text_format("%s/tests/backend/aoti_models.py", conformance_source_folder());
+    const char *const command[] = {conformance_python(), own, folder, NULL};
+    if (code < 0 && file_make_folders(folder, NULL) == DPI_OK)
+        code = conformance_spawn(command);
+    free(own);
+    free(folder);
+    if (code == 0 && path && access(path, R_OK) == 0)
+        return path;
+    free(path);
+    return NULL;
+}
+
+const conformance_kit conformance_kit_aoti = {.backend = &backend_aoti,
+                                              .device_kind = "cpu",
+                                              .device_name = "cpu:0",
+                                              .format = "pt2",
+                                              .make = aoti_make,
+                                              .reference = onnx_reference,
+                                              .may_refuse = ""};
