@@ -10,6 +10,10 @@ set(dpi_test_environment
     "TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/suppressions/tsan.txt:halt_on_error=1:exitcode=66:atexit_sleep_ms=0"
     "UBSAN_OPTIONS=print_stacktrace=1")
 
+if(EXISTS ${CMAKE_SOURCE_DIR}/.deps/torch/torch/lib/libtorch_cpu.so)
+  list(APPEND dpi_test_environment "DPINFER_TORCH_LIBRARY=${CMAKE_SOURCE_DIR}/.deps/torch/torch/lib/libtorch_cpu.so")
+endif()
+
 if(DPI_SANITIZE)
   # OpenVINO's thread library opens a part of itself with RTLD_DEEPBIND, which the sanitizers' runtime refuses; this
   # variable of its own leaves that part out.
@@ -18,7 +22,8 @@ endif()
 
 if(DPI_SANITIZE MATCHES "thread")
   # Inference libraries are not instrumented: the thread sanitizer takes their mutexes for errors. Ours runs over sim.
-  list(APPEND dpi_test_environment "DPINFER_OPENVINO_LIBRARY=/left-out" "DPINFER_ONNXRUNTIME_LIBRARY=/left-out")
+  list(APPEND dpi_test_environment "DPINFER_OPENVINO_LIBRARY=/left-out" "DPINFER_ONNXRUNTIME_LIBRARY=/left-out"
+       "DPINFER_TORCH_LIBRARY=/left-out")
 endif()
 
 function(dpi_test name)
@@ -28,7 +33,7 @@ endfunction()
 foreach(layer base ipc backend data runtime api)
   file(GLOB sources CONFIGURE_DEPENDS tests/${layer}/test_*.c)
   if(DPI_SANITIZE MATCHES "thread")
-    list(FILTER sources EXCLUDE REGEX "conformance_(onnxruntime|openvino|tensorrt)")
+    list(FILTER sources EXCLUDE REGEX "conformance_(onnxruntime|openvino|tensorrt|aoti)")
   endif()
   file(GLOB helpers CONFIGURE_DEPENDS tests/${layer}/*.c)
   list(FILTER helpers EXCLUDE REGEX "/test_[^/]*$")
@@ -42,6 +47,9 @@ foreach(layer base ipc backend data runtime api)
     dpi_test(${layer}/${name})
     if(name MATCHES "conformance") # they write one folder of standard cases, and each would replace the other's
       set_tests_properties(${layer}/${name} PROPERTIES RESOURCE_LOCK onnx-cases)
+    endif()
+    if(name MATCHES "aoti") # whose models are compiled by PyTorch the first time: minutes
+      set_tests_properties(${layer}/${name} PROPERTIES TIMEOUT 1800)
     endif()
   endforeach()
 endforeach()

@@ -284,6 +284,7 @@ def library() -> Any:
 _ENGINES = (
     ("DPINFER_OPENVINO_LIBRARY", "openvino", "libs/libopenvino_c.so*"),
     ("DPINFER_ONNXRUNTIME_LIBRARY", "onnxruntime", "capi/libonnxruntime.so*"),
+    ("DPINFER_TORCH_LIBRARY", "torch", "lib/libtorch_cpu.so"),
 )
 
 

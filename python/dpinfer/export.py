@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 import tempfile
+from functools import partial
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -225,7 +226,7 @@ def _write_onnx(program: Any, path: pathlib.Path, names: Sequence[str], outputs:
 
 
 def _signature(tensors: Sequence[Any], names: Sequence[str], low: int, high: int) -> str:
-    """What `src/backend/aoti_signature.h` reads: "x float32 1:256,3,224,224;ids int64 1:256,128"."""
+    """What `src/backend/aoti_package.h` reads: "x float32 1:256,3,224,224;ids int64 1:256,128"."""
     rows = f"{low}:{high}" if low != high else str(low)
     return ";".join(
         f"{name} {str(t.dtype).split('.')[-1]} {','.join([rows, *(str(int(n)) for n in t.shape[1:])])}"
@@ -240,6 +241,25 @@ def _write_package(program: Any, path: pathlib.Path, inputs: str, outputs: Seque
     torch._inductor.aoti_compile_and_package(
         program, package_path=str(path), inductor_configs={"aot_inductor.metadata": metadata}
     )
+
+
+def _most_rows(program: Any, high: int) -> int:
+    """How many rows the compiled code is for: compiling may have decided by their number, such as how convolutions on a
+    CPU are laid out, and what it has decided holds for the example's side of the border."""
+    inputs = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and "val" in n.meta]
+    bounds = [t.shape[0].node.shape_env.bound_sympy(t.shape[0].node.expr) for t in inputs if hasattr(t.shape[0], "node")]
+    return min([high, *(int(b.upper) for b in bounds)])
+
+
+def _compile_package(trace: Any, path: pathlib.Path, note: Any, outputs: Sequence[str], low: int, high: int) -> int:
+    """Writes the package, for as many rows as its code is right for; returns how many."""
+    program = trace(low, high)
+    _write_package(program, path, note(low, high), outputs)
+    most = _most_rows(program, high) if low != high else high
+    if most < high:
+        log.info("%s: the compiled code is for at most %d rows a call, and not for %d; larger batches are cut", path, most, high)
+        _write_package(trace(low, most), path, note(low, most), outputs)
+    return most
 
 
 def _publish(write: Any, path: pathlib.Path) -> None:
@@ -303,6 +323,10 @@ def compile(
     built = build(module, checkpoint)
     names, examples, keywords = _named_examples(built, example_inputs)
     low, high = _batch_range(dynamic_batch, int(examples[0].shape[0]))
+    if format == "pt2" and 1 < low < high:
+        raise ValueError(f"dynamic_batch is {dynamic_batch!r}; a package takes one row or more, or a fixed number")
+    if not all(name.isidentifier() for name in names):
+        raise ValueError(f"example_inputs has the names {names}; give words")
     pixels, last, examples[0] = _pixels(normalize, input_format, examples[0])
     where = torch.device(device) if device else next((p.device for p in built.parameters()), torch.device("cpu"))
     built = built.to(where)
@@ -316,7 +340,8 @@ def compile(
         kind, dtype = plain.kind, dtypes[precision]
         assert kind is not None
         converted = built if dtype is None else built.to(dtype)
-        program = _trace(Prepared(converted, called, kind, pixels, last, dtype).to(where).eval(), traced, low, high)
+        prepared = Prepared(converted, called, kind, pixels, last, dtype).to(where).eval()
+        program = _trace(prepared, traced, low, high)
     except (TypeError, ModelError):
         raise
     except Exception as problem:
@@ -329,13 +354,14 @@ def compile(
         if format == "onnx":
             _publish(lambda part: _write_onnx(program, part, names, outputs), path)
         else:
-            _publish(lambda part: _write_package(program, part, _signature(rows, names, low, high), outputs), path)
+            trace, note = partial(_trace, prepared, traced), partial(_signature, rows, names)
+            _publish(lambda part: _compile_package(trace, part, note, outputs, low, high), path)
     except OSError:
         raise
     except Exception as problem:
         raise ModelError(f"{type(built).__name__} cannot be written as {format}: {problem}") from problem
     made = Compiled(path, kind, folder, expected)
     if check:
-        with Session(path, devices="cuda:0" if where.type == "cuda" and format == "pt2" else "cpu:all", batch=high) as session:
+        with Session(path, devices="cuda:0" if where.type == "cuda" and format == "pt2" else "cpu:all") as session:
             made.check(session)
     return made

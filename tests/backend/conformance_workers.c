@@ -128,14 +128,17 @@ static void compare(const conformance *suite, const char *model)
 
 static void confined_workers_give_the_same_bits(void **state)
 {
-    static const char *const models[] = {"mlp",     "mlp4",    "mlp-external",     "multi",         "scale",
-                                         "dynamic", "encoder", "identity-float16", "identity-uint8"};
+    static const char *const models[] = {
+        "mlp", "mlp4", "multi", "scale", "dynamic", "encoder", "identity-float16", "identity-uint8"};
     for (size_t i = 0; i < sizeof models / sizeof models[0]; i++)
         compare(*state, models[i]);
 }
 
+static void confined_workers_read_weights_beside_the_model(void **state) { compare(*state, "mlp-external"); }
+
 int conformance_workers_main(const conformance_kit *kit, const char *variable, const char *oldest)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(confined_workers_give_the_same_bits)};
-    return conformance_group(kit, variable, oldest, DPI_LOG_ERROR, tests, 1);
+    const struct CMUnitTest tests[] = {cmocka_unit_test(confined_workers_give_the_same_bits),
+                                       cmocka_unit_test(confined_workers_read_weights_beside_the_model)};
+    return conformance_group(kit, variable, oldest, DPI_LOG_ERROR, tests, 2);
 }

@@ -15,11 +15,11 @@ static void list_has_the_documented_order(void **state)
     (void)state;
     size_t count;
     const backend *const *list = backend_list(&count);
-    const char *order[] = {"tensorrt", "openvino", "onnxruntime", "sim"};
+    const char *order[] = {"tensorrt", "openvino", "onnxruntime", "aoti", "sim"};
     size_t at = 0;
-    for (size_t i = 0; i < count && at < 4; i++)
+    for (size_t i = 0; i < count && at < 5; i++)
         at += strcmp(list[i]->name, order[at]) == 0;
-    assert_int_equal(at, 4); /* others may stand between them */
+    assert_int_equal(at, 5); /* others may stand between them */
 }
 
 static void every_backend_fills_the_slots_that_must_be_there(void **state)
@@ -54,6 +54,8 @@ static void formats_choose_the_first_that_opens_them(void **state)
     assert_ptr_equal(backend_for("onnx", NULL), &backend_tensorrt);
     assert_ptr_equal(backend_for("onnx", "cpu"), &backend_openvino);
     assert_ptr_equal(backend_for("xml", "cpu"), &backend_openvino);
+    assert_ptr_equal(backend_for("pt2", "cpu"), &backend_aoti);
+    assert_ptr_equal(backend_for("pt2", "cuda"), &backend_aoti);
     assert_ptr_equal(backend_for("sim", "sim"), &backend_sim);
 }
 

@@ -1,5 +1,6 @@
 """Modules of PyTorch: exported, compared, called like themselves. Skipped where torch is not installed."""
 import collections
+import os
 import subprocess
 import sys
 
@@ -178,3 +179,39 @@ def test_fixed_batch(net):
 def test_import_brings_no_torch():
     code = "import sys, dpinfer; assert 'torch' not in sys.modules and 'onnx' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory, net):
+    return dpinfer.compile(net, IMAGES, format="pt2", output=tmp_path_factory.mktemp("aoti") / "m.pt2")
+
+
+def test_package_of_aotinductor(net, package):
+    assert package.difference < 1e-4
+    x = torch.randn(300, 3, 8, 8)  # more than the package takes at once
+    with dpinfer.DataParallel(package, devices="cpu:0,cpu:1" if len(os.sched_getaffinity(0)) > 1 else "cpu:0") as model:
+        torch.testing.assert_close(model(x), net(x), rtol=1e-4, atol=1e-4)
+        assert model.session.input_names == ("image",) and model.session.output_names == ("output",)
+        with pytest.raises(ValueError, match="image"):
+            model(torch.randn(2, 3, 9, 8))
+
+
+def test_package_is_refused_by_reason(package, tmp_path):
+    with pytest.raises(dpinfer.Error, match="compiled already"):
+        dpinfer.Session(package, devices="cpu:0", precision="bf16")
+    with pytest.raises(dpinfer.ArgumentError, match="knows: inputs"):
+        dpinfer.Session(package, devices="cpu:0", backend_options={"nothing": 1})
+    with pytest.raises(dpinfer.ModelError, match="takes 1 inputs, and 2 are described"):
+        note = "image float32 1:8,3,8,8;more float32 1:8,2"
+        dpinfer.Session(package, devices="cpu:0", backend_options={"inputs": note})
+    (tmp_path / "cut.pt2").write_bytes(package.path.read_bytes()[:-100])
+    with pytest.raises(dpinfer.ModelError, match="cut.pt2 is no whole .pt2 package"):
+        dpinfer.Session(tmp_path / "cut.pt2", devices="cpu:0")
+
+
+def test_package_in_bf16(net):
+    made = dpinfer.compile(net, IMAGES, format="pt2", precision="bf16", dynamic_batch=(1, 8), check=False)
+    with dpinfer.DataParallel(made, devices="cpu:0") as model:
+        x = torch.randn(5, 3, 8, 8)
+        torch.testing.assert_close(model(x), net(x), rtol=0.1, atol=0.1)
+        assert 0 < made.check(model.session) < 0.1
