@@ -50,6 +50,13 @@ const port *source_port(const source *s) { return &s->shape; }
 uint64_t source_rows(const source *s) { return s->rows; }
 const char *source_spec(const source *s) { return s->spec; }
 int source_fd(const source *s) { return s->fd; }
+
+const char *source_row_name(const source *s, uint64_t row, char buffer[SOURCE_NAME_SIZE])
+{
+    assert(row < s->rows);
+    return s->kind->row_name ? s->kind->row_name(s, row, buffer) : NULL;
+}
+
 bool source_is_mapped(const source *s) { return s->map && s->aligned; }
 
 dpi_status source_rows_at(source *s, uint64_t first, size_t count, void *scratch, bool copy, const void **rows,

@@ -30,6 +30,12 @@ bool source_is_mapped(const source *s);
 /* Tells the kernel that rows from `first` on are next. */
 void source_will_need(source *s, uint64_t first, uint64_t count);
 
+/* The name of a row: of an image the file's, as it was listed; of a tar the sample's key. NULL where rows have none.
+ * It stands in `buffer` or in the source, and holds whatever bytes the file system had: perhaps no UTF-8, perhaps
+ * blanks, quotes or line ends. A name that does not fit is cut. Any thread. */
+#define SOURCE_NAME_SIZE 4352
+const char *source_row_name(const source *s, uint64_t row, char buffer[SOURCE_NAME_SIZE]);
+
 /* The address range of the mapping, for the SIGBUS handler; false when there is none. */
 bool source_mapping(const source *s, const void **start, size_t *bytes);
 

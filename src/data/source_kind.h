@@ -10,6 +10,7 @@ typedef struct source_kind {
     dpi_status (*open)(source *s, int fd, dpi_error *error);
     void (*close)(source *s);
     dpi_status (*read)(source *s, uint64_t first, size_t count, void *scratch, dpi_error *error);
+    const char *(*row_name)(const source *s, uint64_t row, char buffer[SOURCE_NAME_SIZE]); /* NULL: rows have none */
 } source_kind;
 
 struct source {
