@@ -592,6 +592,7 @@ const backend backend_aoti = {
     .run = aoti_run,
     .enqueue = aoti_cuda_enqueue,
     .wait = aoti_cuda_wait,
+    .compute_alone = aoti_cuda_compute_alone,
     .memory_register = aoti_register,
     .memory_unregister = aoti_unregister,
 };

@@ -76,32 +76,47 @@ dpi_status aoti_cuda_open(backend_engine *e, const backend_open_options *o, dpi_
     return cuda_pipe_open(&options, &e->pipe, error);
 }
 
-/* Sends the inputs and starts the computation; *stream is where it runs. */
-static dpi_status start(backend_engine *e, int slot, const backend_array *inputs, aoti_tensor **outputs,
-                        CUstream *stream, dpi_error *error)
+static dpi_status rows_in(backend_engine *e, int slot, const backend_array *inputs, dpi_error *error)
 {
-    aoti_tensor *in[PORT_MAX] = {NULL};
     dpi_status status = DPI_OK;
     for (size_t i = 0; i < e->sig.input_count && !status; i++) {
         const port *p = &e->sig.inputs[i];
         size_t bytes;
-        CUdeviceptr buffer;
         if (!shape_bytes(p->dtype, inputs[i].shape, inputs[i].rank, &bytes))
-            status = error_set(error, DPI_E_INTERNAL, "a call has no complete shape for %s", p->name);
-        if (!status)
-            status = cuda_pipe_in(e->pipe, slot, i, inputs[i].data, bytes, error);
-        if (!status)
-            status = cuda_pipe_buffer(e->pipe, slot, i, bytes, &buffer, error);
-        if (!status)
-            status = aoti_tensor_of(e, (void *)(uintptr_t)buffer, p, inputs[i].shape, inputs[i].rank, &in[i], error);
+            return error_set(error, DPI_E_INTERNAL, "a call has no complete shape for %s", p->name);
+        status = cuda_pipe_in(e->pipe, slot, i, inputs[i].data, bytes, error);
     }
-    if (!status)
-        status = cuda_pipe_compute(e->pipe, slot, stream, error);
+    return status;
+}
+
+/* Starts the computation on what stands in the slot's buffers. */
+static dpi_status compute(backend_engine *e, int slot, const backend_array *inputs, aoti_tensor **outputs,
+                          CUstream stream, dpi_error *error)
+{
+    aoti_tensor *in[PORT_MAX] = {NULL};
+    dpi_status status = DPI_OK;
+    for (size_t i = 0; i < e->sig.input_count && !status; i++) {
+        CUdeviceptr buffer;
+        status = cuda_pipe_buffer(e->pipe, slot, i, 0, &buffer, error);
+        if (!status)
+            status = aoti_tensor_of(e, (void *)(uintptr_t)buffer, &e->sig.inputs[i], inputs[i].shape, inputs[i].rank,
+                                    &in[i], error);
+    }
     if (status) {
         aoti_free_tensors(e, in, e->sig.input_count);
         return status;
     }
-    return aoti_compute(e, in, outputs, *stream, error);
+    return aoti_compute(e, in, outputs, stream, error);
+}
+
+/* Sends the inputs and starts the computation; *stream is where it runs. */
+static dpi_status start(backend_engine *e, int slot, const backend_array *inputs, aoti_tensor **outputs,
+                        CUstream *stream, dpi_error *error)
+{
+    dpi_status status = rows_in(e, slot, inputs, error);
+    if (!status)
+        status = cuda_pipe_compute(e->pipe, slot, stream, error);
+    return status ? status : compute(e, slot, inputs, outputs, *stream, error);
 }
 
 /* From PyTorch's memory into the pipe's buffer, on the computation's stream: that memory may be used again by what
@@ -165,6 +180,37 @@ dpi_status aoti_cuda_enqueue(backend_engine *e, int slot, const backend_call *ca
 dpi_status aoti_cuda_wait(backend_engine *e, int slot, backend_timing *timing, dpi_error *error)
 {
     return cuda_pipe_wait(e->pipe, slot, timing, error);
+}
+
+dpi_status aoti_cuda_compute_alone(backend_engine *e, const backend_call *call, size_t times, uint64_t *ns,
+                                   dpi_error *error)
+{
+    CUstream stream = NULL;
+    backend_timing timing = {0};
+    *ns = 0;
+    dpi_status status = aoti_check_inputs(e, call->inputs, error);
+    if (!status)
+        status = cuda_pipe_enter(e->pipe, error);
+    if (status)
+        return status;
+    status = rows_in(e, 0, call->inputs, error);
+    if (!status)
+        status = cuda_pipe_compute(e->pipe, 0, &stream, error);
+    for (size_t i = 0; i < times && !status; i++) {
+        aoti_tensor *out[PORT_MAX] = {NULL};
+        status = compute(e, 0, call->inputs, out, stream, error);
+        aoti_free_tensors(e, out, e->output_count);
+    }
+    if (!status)
+        status = cuda_pipe_computed(e->pipe, 0, error);
+    if (!status)
+        status = cuda_pipe_end(e->pipe, 0, error);
+    if (status)
+        cuda_pipe_abandon(e->pipe, 0);
+    else
+        status = cuda_pipe_wait(e->pipe, 0, &timing, error);
+    *ns = timing.compute_ns;
+    return status;
 }
 
 dpi_status aoti_cuda_try(backend_engine *e, const backend_array *inputs, backend_array *outputs, dpi_dtype *dtypes,

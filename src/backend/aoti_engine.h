@@ -55,6 +55,8 @@ dpi_status aoti_cuda_choose(backend_library *library, const backend_device *devi
 dpi_status aoti_cuda_open(backend_engine *e, const backend_open_options *o, dpi_error *error);
 dpi_status aoti_cuda_enqueue(backend_engine *e, int slot, const backend_call *call, dpi_error *error);
 dpi_status aoti_cuda_wait(backend_engine *e, int slot, backend_timing *timing, dpi_error *error);
+dpi_status aoti_cuda_compute_alone(backend_engine *e, const backend_call *call, size_t times, uint64_t *ns,
+                                   dpi_error *error);
 /* One run on host rows, the shapes of whose results are read. */
 dpi_status aoti_cuda_try(backend_engine *e, const backend_array *inputs, backend_array *outputs, dpi_dtype *dtypes,
                          dpi_error *error);

@@ -350,13 +350,15 @@ static void two_batches_in_flight_overlap(void **state)
 {
     (void)state;
     dpi_options o = in_slices_of(1);
-    kit *k = kit_open(STAGED, "sim:0", &o);
+    kit *k = kit_open("input x uint8 N 300\noutput y uint8 N 200\ndepth 3\ncopy_in_mb_s 0.02\nfixed_us 25000\n"
+                      "copy_out_mb_s 0.02\n",
+                      "sim:0", &o);
     double best_s = 1e9;
-    for (int i = 0; i < 8 && best_s > 0.25; i++) {
+    for (int i = 0; i < 8 && best_s > 0.65; i++) {
         double s = two_in_flight_s(k);
         best_s = s < best_s ? s : best_s;
     }
-    if (best_s < 0.2 || best_s > 0.27)
+    if (best_s < 0.4 || best_s > 0.65)
         fail_msg("%.3f s", best_s);
     kit_close(k);
 }
