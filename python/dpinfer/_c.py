@@ -237,6 +237,8 @@ def _declare(library: ctypes.CDLL) -> None:
         "dpi_dtype_size": (c_size_t, [c_int]),
         "dpi_open": (c_int, [POINTER(COptions), POINTER(c_void_p), error]),
         "dpi_close": (None, [c_void_p]),
+        "dpi_device_add": (c_int, [c_void_p, c_char_p, c_int64, error]),
+        "dpi_device_remove": (c_int, [c_void_p, c_char_p, c_int64, error]),
         "dpi_submit": (c_int, [c_void_p, POINTER(CBatch), POINTER(c_uint64), error]),
         "dpi_wait": (c_int, [c_void_p, c_uint64, c_int64, POINTER(CTensor), c_size_t, error]),
         "dpi_release": (c_int, [c_void_p, c_uint64, error]),

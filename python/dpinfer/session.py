@@ -386,6 +386,35 @@ class Session:
         """:meth:`submit` and :meth:`Pending.result` in one."""
         return self.submit(*inputs, outputs=outputs, **named).result()
 
+    def add_device(self, devices: str, timeout: Optional[float] = None) -> None:
+        """Adds devices while batches go on, or brings back those that were given up or removed.
+
+        Args:
+            devices: a list as at the opening, without "auto". All of them are added or none.
+            timeout: seconds until Timeout is raised and none is added; None: as long as compiling may take.
+        """
+        self._change(_c.library().dpi_device_add, devices, timeout)
+
+    def remove_device(self, devices: str, timeout: Optional[float] = None) -> None:
+        """Removes devices while batches go on: they finish what they have begun, the others have the rest.
+
+        Args:
+            devices: a list as at the opening. One device has to stay.
+            timeout: seconds until Timeout is raised, and the removal goes on; None: for ever.
+        """
+        self._change(_c.library().dpi_device_remove, devices, timeout)
+
+    def _change(self, function: Any, devices: str, timeout: Optional[float]) -> None:
+        error = _c.CError()
+        self._handle.enter()
+        try:
+            milliseconds = 0 if timeout is None else max(1, int(timeout * 1000))
+            status = function(self._handle.pointer, devices.encode(), milliseconds, error)
+        finally:
+            self._handle.leave()
+        if status:
+            raise _c.failure(status, error)
+
     def close(self) -> None:
         """Ends the session; calls raise ClosedError from now on. Workers end when no array of it is left."""
         self._handle.close()

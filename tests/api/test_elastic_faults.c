@@ -19,7 +19,7 @@ static void a_device_that_hangs_is_removed_all_the_same(void **state)
     dpi_key_value list[1];
     elastic_set(&o, list, "1.hang_at_slice", "2");
     o.slice_timeout_ms = 300;
-    o.compile_timeout_ms = 1000;
+    o.compile_timeout_ms = 20000;
     o.total_batch_size = 6;
     kit *k = kit_open(SIMPLE "fixed_us 2000\n", "sim:0,sim:7,sim:2", &o);
     elastic_queue q;

@@ -27,7 +27,7 @@ static dpi_options told_to(kit_story *story, dpi_key_value *options, size_t coun
     o.log = quiet;
     o.batch = 2;
     o.slice_timeout_ms = 300;
-    o.compile_timeout_ms = 1000;
+    o.compile_timeout_ms = 20000;
     o.event = kit_tell;
     o.event_context = story;
     o.backend_options = options;

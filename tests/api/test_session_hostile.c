@@ -147,9 +147,9 @@ static void a_worker_hangs_and_lies(int64_t lie)
     o.batch = 2;
     o.total_batch_size = 6;
     o.slice_timeout_ms = 300;
-    o.compile_timeout_ms = 1000;
     kit *k = kit_open(SIMPLE "fixed_us 50000\n", "sim:0,sim:7,sim:2", &o);
     dpi_ticket ticket;
+    kit_forward(k, 60, 2); /* the first slice of a shape has a limit of its own */
     kit_batch *b = kit_batch_new(k, 60, 1, 3);
     kit_assert_ok(kit_submit(k, b, false, 0, &ticket, &error), error);
     worker_page *page = k->s->workers[1].page;

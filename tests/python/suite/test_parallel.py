@@ -97,6 +97,25 @@ def test_engine_failure_and_dead_worker(path, x):
             model(x)
 
 
+def test_devices_come_and_go(path, x):
+    with dpinfer.Session(path, devices="sim:0") as session:
+        y, z = session.forward(x)
+        pending = [session.submit(x) for _ in range(4)]
+        session.add_device("sim:7,sim:2")
+        session.remove_device("sim:0", timeout=60)
+        for batch in pending:
+            np.testing.assert_array_equal(batch.result()[0], y)
+        np.testing.assert_array_equal(session.forward(x)[1], z)
+        with pytest.raises(dpinfer.DeviceError, match="no device left"):
+            session.remove_device("sim:7,sim:2")
+        with pytest.raises(dpinfer.DeviceError, match="no device of this session"):
+            session.remove_device("sim:0")
+        with pytest.raises(dpinfer.DeviceError, match="nonsense"):
+            session.add_device("nonsense")
+    with pytest.raises(dpinfer.ClosedError):
+        session.add_device("sim:0")
+
+
 def test_several_in_flight_and_threads(model, x):
     y = model(x)[0]
     flights = [model.submit(x) for _ in range(4)]
