@@ -358,8 +358,8 @@ typedef struct dpi_progress {
     uint64_t rows_total;
     double seconds;              /* since the run began */
     const uint64_t *worker_rows; /* rows finished by each worker; valid during the call */
-    size_t worker_count;
-    uint64_t rows_resumed; /* of rows_done: finished by an earlier run that this one goes on with */
+    size_t worker_count;         /* grows when a device is added */
+    uint64_t rows_resumed;       /* of rows_done: finished by an earlier run that this one goes on with */
 } dpi_progress;
 
 /* Called from the thread in dpi_run, about ten times a second and once at the end. Non-zero: finish the slices in
