@@ -54,6 +54,11 @@ foreach(layer base ipc backend data runtime api)
   endforeach()
 endforeach()
 
+add_library(stop_at_call MODULE tests/stops/stop_at_call.c)
+set_target_properties(stop_at_call PROPERTIES PREFIX "")
+target_compile_definitions(stop_at_call PRIVATE _GNU_SOURCE)
+target_compile_options(stop_at_call PRIVATE -Wall -Wextra -Wshadow -Wconversion $<$<BOOL:${DPI_WERROR}>:-Werror>)
+
 file(GLOB scripts CONFIGURE_DEPENDS tests/*/test_*.sh tests/*/test_*.py)
 foreach(file ${scripts})
   get_filename_component(name ${file} NAME_WE)

@@ -47,6 +47,7 @@ format() { git ls-files '*.c' '*.h' | xargs clang-format --dry-run -Werror; }
 step "tests with clang" tests build-clang -DCMAKE_C_COMPILER=clang
 step "tests, address and undefined behaviour" tests build-asan -DDPI_SANITIZE=address,undefined
 step "tests, threads" tests build-tsan -DDPI_SANITIZE=thread
+step "a stop at every system call of a run" env DPI_STOPS=all ctest --test-dir build-asan --output-on-failure -R 'test_stops|test_run_faults'
 step "fuzzers" fuzz
 step "clang-tidy" tidy
 step "format" format

@@ -49,6 +49,11 @@ int file_open(const char *path, int flags, mode_t mode)
     return fd;
 }
 
+dpi_status file_open_failure(int number)
+{
+    return number == EIO || number == ENOSPC || number == EDQUOT ? DPI_E_IO : DPI_E_DATA;
+}
+
 bool file_cut(int fd, uint64_t bytes)
 {
     int bad;

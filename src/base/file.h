@@ -16,6 +16,10 @@ dpi_status file_write_at(int fd, const void *data, size_t bytes, uint64_t offset
 /* Reads exactly `bytes`; a short file is DPI_E_IO. */
 dpi_status file_read_at(int fd, void *data, size_t bytes, uint64_t offset, const char *name, dpi_error *error);
 
+/* What it is that a file cannot be opened or made with this errno: DPI_E_IO where the disk fails or is full, otherwise
+ * DPI_E_DATA, the user's mistake. */
+dpi_status file_open_failure(int number);
+
 /* open, ftruncate and fsync (with `data_only` fdatasync), again where a signal of the caller's program came between.
  * errno says why not. */
 int file_open(const char *path, int flags, mode_t mode);

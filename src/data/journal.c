@@ -48,6 +48,7 @@ struct journal {
     char *path;
     int fd;
     bool damaged, ours, written, sealed;
+    bool starved; /* there was no memory for a record that is good */
     journal_begin begin;
     char *facts;
     row_set done;
@@ -152,7 +153,7 @@ static bool take_begin(journal *j, const unsigned char *payload, size_t bytes)
         return false;
     j->facts = malloc(facts_bytes + 1);
     if (!j->facts)
-        return false;
+        return !(j->starved = true);
     memcpy(j->facts, payload + sizeof b, facts_bytes);
     memcpy(j->begin.run, b.run, sizeof b.run);
     j->begin.part_inode = b.part_inode;
@@ -187,7 +188,7 @@ static bool take_progress(journal *j, const unsigned char *payload, size_t bytes
         memcpy(&one, at + i * sizeof one, sizeof one);
         if (!row_set_append(&j->done, one.begin, one.end)) {
             j->done.count = before;
-            return false;
+            return !(j->starved = true);
         }
     }
     memcpy(j->text, at + p.range_count * sizeof one, p.text_count * 8ull);
@@ -200,13 +201,14 @@ static bool add_bad(journal *j, uint64_t row, const unsigned char *reason, size_
         size_t capacity = j->bad_capacity ? 2 * j->bad_capacity : 16;
         journal_bad *more = reallocarray(j->bad, capacity, sizeof *more);
         if (!more)
-            return false;
+            return !(j->starved = true);
         j->bad = more;
         j->bad_capacity = capacity;
     }
     char *copy = strndup((const char *)reason, bytes);
     if (copy)
         j->bad[j->bad_count++] = (journal_bad){.row = row, .reason = copy};
+    j->starved |= !copy;
     return copy;
 }
 
@@ -260,39 +262,50 @@ static bool take_sealed(journal *j, const unsigned char *payload, size_t bytes)
     return j->sealed = true;
 }
 
-/* One record at j->end; false at the first that is not whole and right. */
-static bool read_record(journal *j, uint64_t file_bytes)
+static bool take(journal *j, const record_head *head, const unsigned char *payload)
+{
+    switch (head->type) {
+    case RECORD_BEGIN: return take_begin(j, payload, head->bytes);
+    case RECORD_PROGRESS: return take_progress(j, payload, head->bytes);
+    case RECORD_SEALED: return take_sealed(j, payload, head->bytes);
+    case RECORD_BAD: return take_bad(j, payload, head->bytes);
+    default: return false;
+    }
+}
+
+/* One record at j->end; *more is false at the first that is not whole and right. A disk that fails is no such end. */
+static dpi_status read_record(journal *j, uint64_t file_bytes, bool *more, dpi_error *error)
 {
     record_head head;
     hash128 hash;
-    dpi_error unused;
     uint64_t left = file_bytes - j->end;
-    if (left < sizeof head + sizeof hash || file_read_at(j->fd, &head, sizeof head, j->end, j->path, &unused))
-        return false;
+    *more = false;
+    if (left < sizeof head + sizeof hash)
+        return DPI_OK;
+    dpi_status status = file_read_at(j->fd, &head, sizeof head, j->end, j->path, error);
+    if (status)
+        return status;
     if (head.bytes > PAYLOAD_MAX || head.bytes > left - sizeof head - sizeof hash || head.number != j->number ||
         (head.type == RECORD_BEGIN) != (head.number == 0))
-        return false;
+        return DPI_OK;
     unsigned char *payload = malloc(head.bytes + sizeof hash);
-    bool good =
-        payload && !file_read_at(j->fd, payload, head.bytes + sizeof hash, j->end + sizeof head, j->path, &unused);
-    if (good) {
+    if (!payload)
+        return error_set(error, DPI_E_SYSTEM, "out of memory while reading %s", j->path);
+    status = file_read_at(j->fd, payload, head.bytes + sizeof hash, j->end + sizeof head, j->path, error);
+    if (!status) {
         memcpy(&hash, payload + head.bytes, sizeof hash);
         hash128 right = chained(j->last, &head, payload);
-        good = hash.low == right.low && hash.high == right.high;
+        *more = hash.low == right.low && hash.high == right.high && take(j, &head, payload);
     }
-    if (good)
-        good = head.type == RECORD_BEGIN      ? take_begin(j, payload, head.bytes)
-               : head.type == RECORD_PROGRESS ? take_progress(j, payload, head.bytes)
-               : head.type == RECORD_SEALED   ? take_sealed(j, payload, head.bytes)
-               : head.type == RECORD_BAD      ? take_bad(j, payload, head.bytes)
-                                              : false;
     free(payload);
-    if (!good)
-        return false;
+    if (j->starved)
+        return error_set(error, DPI_E_SYSTEM, "out of memory while reading %s", j->path);
+    if (!*more)
+        return status;
     j->last = hash;
     j->number++;
     j->end += sizeof head + head.bytes + sizeof hash;
-    return true;
+    return DPI_OK;
 }
 
 /* Whether what begins the file is the magic, or what a crash leaves of it: a part of it, or zeros. */
@@ -319,9 +332,11 @@ static dpi_status read_all(journal *j, dpi_error *error)
         return error_set(error, DPI_E_DATA, "%s is no journal of dpinfer; move it away, or write to another file",
                          j->path);
     j->end = MAGIC_BYTES;
-    if (length == MAGIC_BYTES && memcmp(start, MAGIC, MAGIC_BYTES) == 0)
-        while (read_record(j, bytes))
-            ;
+    bool more = length == MAGIC_BYTES && memcmp(start, MAGIC, MAGIC_BYTES) == 0;
+    while (more && !status)
+        status = read_record(j, bytes, &more, error);
+    if (status)
+        return status;
     row_set_settle(&j->done);
     settle_bad(j);
     j->damaged = j->number == 0;
@@ -339,7 +354,7 @@ dpi_status journal_open(const char *path, journal **out, dpi_error *error)
     dpi_status status = DPI_OK;
     j->fd = file_open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0);
     if (j->fd < 0 && errno != ENOENT)
-        status = error_set_errno(error, DPI_E_DATA, errno, "cannot open %s", path);
+        status = error_set_errno(error, file_open_failure(errno), errno, "cannot open %s", path);
     else if (j->fd >= 0 && flock(j->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
         status = error_set(error, DPI_E_DATA, "%s is being written by another run", path);
     else if (j->fd >= 0)
@@ -501,7 +516,7 @@ dpi_status journal_seal(journal *j, const file_mark *marks, size_t count, dpi_er
     return append(j, RECORD_SEALED, marks, count * sizeof *marks, NULL, 0, error);
 }
 
-dpi_status journal_remove(journal *j, dpi_error *error)
+dpi_status journal_remove(journal *j, bool durably, dpi_error *error)
 {
     if (j->fd < 0)
         return DPI_OK;
@@ -511,5 +526,5 @@ dpi_status journal_remove(journal *j, dpi_error *error)
     j->fd = -1;
     j->ours = j->written = false;
     j->number = 0;
-    return file_sync_folder_of(j->path, error);
+    return durably ? file_sync_folder_of(j->path, error) : DPI_OK;
 }

@@ -28,7 +28,7 @@ typedef struct file_mark {
     uint64_t inode, bytes;
     int64_t changed_s, changed_ns;
 } file_mark;
-/* Of the open file `fd`, or of `path` where fd < 0 (a link is not followed); false when there is none. */
+/* Of the open file `fd`, or of `path` where fd < 0 (a link is not followed); false with errno when it cannot be had. */
 bool file_mark_of(int fd, const char *path, file_mark *mark);
 bool file_mark_equal(const file_mark *a, const file_mark *b);
 
@@ -80,8 +80,9 @@ dpi_status journal_add_bad(journal *j, const journal_bad *rows, size_t count, dp
 /* The data must be synced before. `text` has one length for each of `count` sinks (0 for those that are no text). */
 dpi_status journal_add(journal *j, const row_set *finished, const uint64_t *text, size_t count, dpi_error *error);
 dpi_status journal_seal(journal *j, const file_mark *marks, size_t count, dpi_error *error);
-/* Removes the file, if there is one. */
-dpi_status journal_remove(journal *j, dpi_error *error);
+/* Removes the file, if there is one. `durably`: it is gone from the disk too when this returns, as what it tells of may
+ * be destroyed only then. */
+dpi_status journal_remove(journal *j, bool durably, dpi_error *error);
 
 /* Adds a fact. */
 void journal_fact(text_buffer *facts, const char *key, const char *format, ...) __attribute__((format(printf, 3, 4)));

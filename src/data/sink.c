@@ -49,16 +49,17 @@ static dpi_status open_and_lock(sink *s, struct stat *opened, dpi_error *error)
     if (fd < 0 && errno == EEXIST)
         fd = file_open(s->part, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
     if (fd < 0) {
-        bool full = errno == ENOSPC || errno == EDQUOT || errno == EIO;
-        return error_set_errno(error, full ? DPI_E_IO : DPI_E_DATA, errno, "cannot create %s", s->part);
+        return error_set_errno(error, file_open_failure(errno), errno, "cannot create %s", s->part);
     }
     dpi_status status = DPI_OK;
-    if (fstat(fd, opened) != 0)
-        status = error_set_errno(error, DPI_E_IO, errno, "cannot read %s", s->part);
-    else if (!S_ISREG(opened->st_mode))
-        status = error_set(error, DPI_E_DATA, "%s exists and is not a regular file", s->part);
-    else if (!lock_soon(fd))
+    if (!lock_soon(fd))
         status = error_set(error, DPI_E_DATA, "%s is being written by another run", s->part);
+    else if (fstat(fd, opened) != 0) {
+        status = error_set_errno(error, DPI_E_IO, errno, "cannot read %s", s->part);
+        if (s->made)
+            unlink(s->part);
+    } else if (!S_ISREG(opened->st_mode))
+        status = error_set(error, DPI_E_DATA, "%s exists and is not a regular file", s->part);
     if (status)
         close(fd);
     else
@@ -265,7 +266,10 @@ dpi_status sink_adopt(sink *s, const file_mark *mark, dpi_error *error)
         return DPI_OK;
     if (!sink_mark(s, &part))
         return error_set_errno(error, DPI_E_IO, errno, "cannot read %s", s->part);
-    if (file_mark_of(-1, s->spec, &now) && file_mark_equal(&now, mark)) {
+    bool there = file_mark_of(-1, s->spec, &now);
+    if (!there && errno != ENOENT)
+        return error_set_errno(error, DPI_E_IO, errno, "cannot read %s", s->spec);
+    if (there && file_mark_equal(&now, mark)) {
         if (!part.bytes) /* made by us a moment ago, or by a run that was stopped here */
             unlink(s->part);
         s->finished = true;

@@ -220,10 +220,10 @@ static dpi_status submit_chunk(run *r, run_chunk *to, dpi_error *error)
 /* Formats rows up to row `end` of the result, which stand in `chunk`. */
 static dpi_status format_up_to(run *r, const run_chunk *chunk, uint64_t end, dpi_error *error)
 {
-    uint64_t skip = r->formatted - chunk->at;
     dpi_status status = DPI_OK;
-    if (end <= r->formatted)
+    if (end <= r->formatted || r->formatted < chunk->at) /* the latter: rows before are missing, their chunk failed */
         return DPI_OK;
+    uint64_t skip = r->formatted - chunk->at;
     for (size_t o = 0; o < r->s->sig.output_count && !status; o++) {
         const char *records = r->record_bytes[o] ? batch_records(r->s, chunk->ticket, o) : NULL;
         if (records)
@@ -303,8 +303,9 @@ static dpi_status finish_chunk(run *r, dpi_error *error)
     const run_chunk *chunk = &r->chunks[r->head];
     dpi_status status = DPI_OK, waited;
     bool drained = false;
-    while ((waited = batch_wait(r->s, chunk->ticket, clock_now_ns() + 100000000, false, NULL, 0, error)) ==
-           DPI_TIMEOUT) {
+    dpi_error later; /* once something has failed, that is the story */
+    while ((waited = batch_wait(r->s, chunk->ticket, clock_now_ns() + 100000000, false, NULL, 0,
+                                status ? &later : error)) == DPI_TIMEOUT) {
         show_progress(r, false);
         write_back(r);
         if (!status)
@@ -323,7 +324,6 @@ static dpi_status finish_chunk(run *r, dpi_error *error)
         batch_release(r->s, chunk->ticket, NULL);
     if (!waited && !status && !r->has_csv && r->lead >= 0)
         status = run_note_done(r, chunk->at, chunk->at + chunk->rows, error);
-    dpi_error later;
     if (waited)
         run_note_chunk(r, chunk, &later);
     show_progress(r, false);

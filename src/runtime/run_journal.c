@@ -275,12 +275,12 @@ static void tell_of_earlier_run(const run *r)
 }
 
 /* The one that tells of all files last: where there is another, it is there. */
-static dpi_status remove_journals(run *r, dpi_error *error)
+static dpi_status remove_journals(run *r, bool durably, dpi_error *error)
 {
     dpi_status status = DPI_OK;
     for (size_t o = r->s->sig.output_count; o-- > 0 && !status;)
         if (r->journals[o])
-            status = journal_remove(r->journals[o], error);
+            status = journal_remove(r->journals[o], durably, error);
     return status;
 }
 
@@ -292,7 +292,7 @@ static dpi_status begin_anew(run *r, dpi_error *error)
     if (status)
         return status;
     /* A journal must be gone, on disk too, before what it tells of is emptied. */
-    status = remove_journals(r, error);
+    status = remove_journals(r, true, error);
     for (size_t o = 0; o < r->s->sig.output_count && !status; o++)
         status = sink_begin(r->sinks[o], error);
     if (!status && getrandom(r->id, sizeof r->id, 0) != sizeof r->id)
@@ -417,13 +417,12 @@ static dpi_status record(run *r, dpi_error *error)
         status = note_chunks(r, error);
     if (status)
         return status;
-    uint64_t before = row_set_rows(&r->done);
     for (size_t i = 0; i < r->fresh.count; i++)
         if (!row_set_append(&r->done, r->fresh.items[i].begin, r->fresh.items[i].end))
             return error_set(error, DPI_E_SYSTEM, "out of memory");
     row_set_settle(&r->done);
     row_set_settle(&r->fresh);
-    if (row_set_rows(&r->done) == before)
+    if (row_set_rows(&r->done) == r->recorded_rows)
         return DPI_OK;
     for (size_t o = 0; o < r->s->sig.output_count && !status; o++)
         status = sink_sync(r->sinks[o], &text[o], error);
@@ -433,10 +432,11 @@ static dpi_status record(run *r, dpi_error *error)
         status = record_bad_rows(r, error);
     if (!status)
         status = journal_add(r->journals[r->lead], &r->fresh, text, r->s->sig.output_count, error);
-    if (!status)
-        r->recorded_rows = row_set_rows(&r->done);
+    if (status) /* what is fresh stays so, for another try */
+        return status;
+    r->recorded_rows = row_set_rows(&r->done);
     r->fresh.count = 0;
-    return status;
+    return DPI_OK;
 }
 
 dpi_status run_record(run *r, bool now, dpi_error *error)
@@ -487,7 +487,7 @@ dpi_status run_finish_sinks(run *r, dpi_error *error)
     }
     for (size_t o = 0; o < r->s->sig.output_count && !status; o++)
         status = sink_finish(r->sinks[o], error);
-    return status ? status : remove_journals(r, error);
+    return status ? status : remove_journals(r, false, error);
 }
 
 /* A source that was changed meanwhile makes what is finished worthless: the same command would refuse it. What has
@@ -534,7 +534,7 @@ void run_close_sinks(run *r, dpi_status status, dpi_error *error)
     bool keep = untouched || (failed && keep_rows(r, error));
     for (size_t o = 0; o < PORT_MAX; o++) {
         if (r->journals[o] && failed && !keep && journal_is_ours(r->journals[o]))
-            journal_remove(r->journals[o], NULL);
+            journal_remove(r->journals[o], false, NULL);
         if (r->sinks[o])
             sink_close(r->sinks[o], keep);
         journal_close(r->journals[o]);

@@ -102,7 +102,7 @@ static void what_was_written_is_read(void **state)
     assert_non_null(journal_sealed(j, &count));
     assert_int_equal(count, 1);
     assert_int_equal(row_set_rows(journal_done(j)), 1000);
-    assert_int_equal(journal_remove(j, &error), DPI_OK);
+    assert_int_equal(journal_remove(j, true, &error), DPI_OK);
     assert_int_equal(access(path, F_OK), -1);
     journal_close(j);
 }

@@ -2,11 +2,16 @@
  * Stops a program at a chosen system call on chosen files: preloaded into dpinfer by tests/cli/test_stops.py.
  *
  * Looks at calls on files whose path begins with DPI_STOP_FILES, and on the folder DPI_STOP_FOLDER itself. Counts them
- * by name of the call and of the file, and writes each to DPI_STOP_LOG as "CALL FILE NUMBER\n". DPI_STOP_AT, of the
- * same form, names one, and DPI_STOP_HOW says what happens there: ERRNO     the call fails with this number and does
- * nothing (once) ERRNO+    so does every later call that is looked at, except close: a disk that has gone short     one
- * byte is read or written before, after    the process is killed there DPI_STOP_IN names the program in which calls are
- * counted, as dpinfer or dpinfer-worker.
+ * by name of the call and of the file, and writes each to DPI_STOP_LOG as "CALL FILE NUMBER". DPI_STOP_AT, of the same
+ * form, names one, and DPI_STOP_HOW says what happens there:
+ *
+ * - ERRNO: the call fails with this number and does nothing, once;
+ * - ERRNO+: so does every later call that is looked at, except close: a disk that has gone;
+ * - short: one byte is read or written;
+ * - before, after: the process is killed there.
+ *
+ * DPI_STOP_IN names the program in which calls are counted, dpinfer or dpinfer-worker: the first process of that name,
+ * which makes DPI_STOP_LOG, and none that replaces it.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -24,6 +29,7 @@
 #define EXPORT      __attribute__((visibility("default")))
 #define PATH_SIZE   512
 #define KINDS       256
+#define LOG_FD      500 /* out of the way of the program's own */
 #define GOES_ON     0
 #define FAILS       1
 #define TRANSFERS_1 2
@@ -33,7 +39,8 @@ static struct counted {
     unsigned count;
 } counted[KINDS];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static bool broken; /* ERRNO+ has begun */
+static bool broken;     /* ERRNO+ has begun */
+static int log_fd = -1; /* opened at once, for a worker's sandbox will not let it later */
 
 static const char *setting(const char *name)
 {
@@ -47,10 +54,18 @@ static bool is_watched(const char *path)
     return *files && (strncmp(path, files, strlen(files)) == 0 || strcmp(path, folder) == 0);
 }
 
-static bool is_watched_program(void) { return strcmp(program_invocation_short_name, setting("DPI_STOP_IN")) == 0; }
+__attribute__((constructor)) static void begin(void)
+{
+    if (strcmp(program_invocation_short_name, setting("DPI_STOP_IN")) != 0)
+        return;
+    long fd = syscall(SYS_openat, AT_FDCWD, setting("DPI_STOP_LOG"), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    log_fd = fd < 0 ? -1 : (int)syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, LOG_FD);
+    if (fd >= 0)
+        syscall(SYS_close, fd);
+}
 
-/* Notes one call; its number among those alike. */
-static unsigned count(const char *call, const char *path, char *line, size_t size)
+/* Notes one call, as "CALL FILE NUMBER" in `line`. */
+static void count(const char *call, const char *path, char *line, size_t size)
 {
     const char *slash = strrchr(path, '/');
     char what[sizeof counted[0].what];
@@ -64,18 +79,6 @@ static unsigned count(const char *call, const char *path, char *line, size_t siz
             number = ++counted[i].count;
     }
     snprintf(line, size, "%s %u", what, number);
-    return number;
-}
-
-static void write_log(const char *line)
-{
-    char text[160];
-    int length = snprintf(text, sizeof text, "%s\n", line);
-    long fd = syscall(SYS_openat, AT_FDCWD, setting("DPI_STOP_LOG"), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-    if (fd < 0)
-        return;
-    syscall(SYS_write, fd, text, (size_t)length);
-    syscall(SYS_close, fd);
 }
 
 static void die(void)
@@ -85,17 +88,26 @@ static void die(void)
         pause();
 }
 
+static void write_log(const char *line)
+{
+    char text[160];
+    int length = snprintf(text, sizeof text, "%s\n", line);
+    if (syscall(SYS_write, log_fd, text, (size_t)length) < 0)
+        die();
+}
+
 /* Called before a call: what is to become of it. *after: the process dies once it is done. */
 static int meet(const char *call, const char *path, bool *after)
 {
     *after = false;
-    if (!is_watched(path) || !is_watched_program())
+    if (log_fd < 0 || !is_watched(path))
         return GOES_ON;
     int saved = errno, verdict = GOES_ON;
     const char *how = setting("DPI_STOP_HOW");
     char line[160];
     pthread_mutex_lock(&lock);
     count(call, path, line, sizeof line);
+    write_log(line);
     bool here = strcmp(line, setting("DPI_STOP_AT")) == 0;
     if (here || (broken && strcmp(call, "close") != 0)) {
         if (strcmp(how, "before") == 0)
@@ -106,7 +118,6 @@ static int meet(const char *call, const char *path, bool *after)
         saved = verdict == FAILS ? atoi(how) : saved;
     }
     pthread_mutex_unlock(&lock);
-    write_log(line);
     errno = saved;
     return verdict;
 }
