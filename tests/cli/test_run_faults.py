@@ -256,7 +256,12 @@ def little_memory(mib):
         except (FileNotFoundError, PermissionError):
             continue
         finally:
-            group.rmdir()
+            for _ in range(100):  # until the last process in it is gone
+                with contextlib.suppress(OSError):
+                    group.rmdir()
+                if not group.exists():
+                    break
+                time.sleep(0.05)
     yield None
 
 

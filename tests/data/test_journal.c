@@ -3,10 +3,12 @@
 
 #include <fcntl.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -33,8 +35,10 @@ static void add(journal *j, uint64_t begin, uint64_t end)
     assert_int_equal(journal_add(j, &set, text, 2, &error), DPI_OK);
 }
 
-static void write_journal(void)
+static void write_journal_with(bool left_out)
 {
+    char why[] = "it kills";
+    const journal_bad bad[] = {{.row = 100, .reason = why}, {.row = 3, .reason = why}};
     dpi_error error;
     unlink(path);
     journal *j = reopen();
@@ -42,10 +46,13 @@ static void write_journal(void)
     journal_begin begin = {.run = "abc", .part_inode = 7, .rows = 1000, .facts = facts, .facts_bytes = sizeof facts};
     assert_int_equal(journal_create(j, &begin, &error), DPI_OK);
     add(j, 0, 64);
+    assert_int_equal(journal_add_bad(j, bad, left_out ? 2 : 0, &error), DPI_OK);
     add(j, 128, 192);
     add(j, 64, 128);
     journal_close(j);
 }
+
+static void write_journal(void) { write_journal_with(false); }
 
 static size_t load(unsigned char *bytes, size_t most)
 {
@@ -68,6 +75,11 @@ static void assert_a_true_state(const journal *j)
 {
     const row_set *done = journal_done(j);
     const row_range *r = done->items;
+    size_t bad_count;
+    const journal_bad *bad = journal_bad_rows(j, &bad_count);
+    for (size_t i = 0; i < bad_count; i++)
+        assert_true((bad[i].row == 3 || bad[i].row == 100) && row_set_has(done, bad[i].row) &&
+                    strcmp(bad[i].reason, "it kills") == 0);
     if (!done->count)
         return;
     assert_non_null(journal_begun(j));
@@ -107,11 +119,101 @@ static void what_was_written_is_read(void **state)
     journal_close(j);
 }
 
+static void rows_that_were_left_out(void **state)
+{
+    (void)state;
+    char why[] = "it kills", again[] = "it killed again", other[] = "", late[] = "not finished yet";
+    const journal_bad first[] = {{.row = 130, .reason = why}, {.row = 5, .reason = other}};
+    const journal_bad second[] = {{.row = 130, .reason = again}, {.row = 999, .reason = late}};
+    dpi_error error;
+    size_t count;
+    write_journal(); /* finished: [0, 192) */
+    journal *j = reopen();
+    assert_int_equal(journal_go_on(j, &error), DPI_OK);
+    assert_int_equal(journal_add_bad(j, first, 2, &error), DPI_OK);
+    assert_int_equal(journal_add_bad(j, second, 2, &error), DPI_OK);
+    assert_int_equal(journal_add_bad(j, NULL, 0, &error), DPI_OK);
+    journal_close(j);
+    j = reopen();
+    const journal_bad *bad = journal_bad_rows(j, &count);
+    assert_int_equal(count, 2);
+    assert_int_equal(bad[0].row, 5);
+    assert_string_equal(bad[0].reason, "");
+    assert_int_equal(bad[1].row, 130);
+    assert_true(strcmp(bad[1].reason, why) == 0 || strcmp(bad[1].reason, again) == 0);
+    assert_int_equal(row_set_rows(journal_done(j)), 192);
+    assert_int_equal(journal_go_on(j, &error), DPI_OK);
+    add(j, 192, 1000);
+    journal_close(j);
+    j = reopen();
+    bad = journal_bad_rows(j, &count);
+    assert_int_equal(count, 3);
+    assert_string_equal(bad[2].reason, late);
+    journal_close(j);
+}
+
+/* More than one record holds. */
+static void very_many_rows_that_were_left_out(void **state)
+{
+    (void)state;
+    enum { ROWS = 1000 };
+    char reason[4000];
+    journal_bad bad[ROWS];
+    dpi_error error;
+    size_t count;
+    memset(reason, 'r', sizeof reason - 1);
+    reason[sizeof reason - 1] = 0;
+    for (uint64_t i = 0; i < ROWS; i++)
+        bad[i] = (journal_bad){.row = i, .reason = reason};
+    write_journal();
+    journal *j = reopen();
+    assert_int_equal(journal_go_on(j, &error), DPI_OK);
+    assert_int_equal(journal_add_bad(j, bad, ROWS, &error), DPI_OK);
+    add(j, 0, 1000);
+    journal_close(j);
+    j = reopen();
+    const journal_bad *read = journal_bad_rows(j, &count);
+    assert_int_equal(count, ROWS);
+    assert_string_equal(read[ROWS - 1].reason, reason);
+    journal_close(j);
+}
+
+/* A journal that could not be made is ours to remove, and nothing to rely upon. */
+static void one_that_cannot_be_made(void **state)
+{
+    (void)state;
+    char deep[80];
+    journal *j;
+    dpi_error error;
+    journal_begin begin = {.run = "abc", .rows = 1, .facts = facts, .facts_bytes = sizeof facts};
+    snprintf(deep, sizeof deep, "%s.none/journal", path);
+    assert_int_equal(journal_open(deep, &j, &error), DPI_OK);
+    assert_int_equal(journal_create(j, &begin, &error), DPI_E_IO);
+    assert_false(journal_is_ours(j));
+    assert_false(journal_is_written(j));
+    journal_close(j);
+    unlink(path);
+    j = reopen();
+    struct rlimit old, tight;
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
+    tight = (struct rlimit){.rlim_cur = 20, .rlim_max = old.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &tight), 0);
+    dpi_status status = journal_create(j, &begin, &error);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
+    assert_int_equal(status, DPI_E_IO);
+    assert_true(journal_is_ours(j));
+    assert_false(journal_is_written(j));
+    assert_int_equal(journal_remove(j, true, &error), DPI_OK);
+    assert_false(journal_is_ours(j));
+    journal_close(j);
+}
+
 static void torn_anywhere(void **state)
 {
     (void)state;
     unsigned char bytes[4096];
-    write_journal();
+    write_journal_with(true);
     size_t size = load(bytes, sizeof bytes);
     for (size_t length = 0; length < size; length++) {
         store(bytes, length);
@@ -126,7 +228,7 @@ static void changed_anywhere(void **state)
 {
     (void)state;
     unsigned char bytes[4096];
-    write_journal();
+    write_journal_with(true);
     size_t size = load(bytes, sizeof bytes);
     for (size_t i = 0; i < size; i++)
         for (int bit = 0; bit < 8; bit++) {
@@ -161,6 +263,9 @@ int main(void)
     close(mkstemp(path));
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_was_written_is_read),
+        cmocka_unit_test(rows_that_were_left_out),
+        cmocka_unit_test(very_many_rows_that_were_left_out),
+        cmocka_unit_test(one_that_cannot_be_made),
         cmocka_unit_test(torn_anywhere),
         cmocka_unit_test(changed_anywhere),
         cmocka_unit_test(files_of_others_are_refused),

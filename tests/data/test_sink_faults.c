@@ -32,6 +32,7 @@ static const port scores = {.name = "scores", .dtype = DPI_F32, .rank = 2, .shap
 
 /* ---- system calls in our hands ---------------------------------------------------------------------------------- */
 
+static int rename_error;                                  /* of renameat2 */
 static int fallocate_errors[4], flock_error, fsync_error; /* 0: the real call; those of fallocate in turn */
 static size_t fallocate_calls;
 static void (*before_flock)(void); /* runs once */
@@ -54,6 +55,12 @@ int flock(int fd, int operation)
         then();
     errno = flock_error;
     return flock_error ? -1 : (int)syscall(SYS_flock, fd, operation);
+}
+
+int renameat2(int from_folder, const char *from, int to_folder, const char *to, unsigned flags)
+{
+    errno = rename_error;
+    return rename_error ? -1 : (int)syscall(SYS_renameat2, from_folder, from, to_folder, to, flags);
 }
 
 int fsync(int fd)
@@ -86,7 +93,7 @@ static int start_clean(void **state)
         closedir(d);
     memset(fallocate_errors, 0, sizeof fallocate_errors);
     fallocate_calls = 0;
-    flock_error = fsync_error = 0;
+    flock_error = fsync_error = rename_error = 0;
     before_flock = NULL;
     return 0;
 }
@@ -311,6 +318,98 @@ static void a_part_that_is_no_file(void **state)
     rmdir(part);
 }
 
+/* ---- names ------------------------------------------------------------------------------------------------------- */
+
+static void write_text(const char *name, const char *text)
+{
+    FILE *file = fopen(name, "we");
+    assert_non_null(file);
+    fputs(text, file);
+    fclose(file);
+}
+
+static void assert_text(const char *name, const char *text)
+{
+    void *data;
+    size_t bytes;
+    dpi_error error;
+    assert_int_equal(file_read(name, 1000, &data, &bytes, &error), DPI_OK);
+    assert_string_equal(data, text);
+    free(data);
+}
+
+/* Looked for at the beginning, and again at the rename, by either way of renaming. */
+static void nothing_is_overwritten(void **state)
+{
+    (void)state;
+    sink_options o = {.output = &scores, .rows = 2, .no_overwrite = true};
+    static const int ways[] = {0, EINVAL, ENOSYS};
+    for (int i = 0; i < 3; i++) {
+        rename_error = ways[i];
+        dpi_error error;
+        sink *s = create(npy, &o);
+        write_text(npy, "somebody else's");
+        assert_int_equal(sink_finish(s, &error), DPI_E_IO);
+        assert_non_null(strstr(error.message, npy));
+        assert_non_null(strstr(error.message, "exists already"));
+        assert_text(npy, "somebody else's");
+        assert_int_equal(count_files(), 2);
+        assert_int_equal(unlink(npy), 0);
+        finish(s);
+        assert_int_equal(count_files(), 1);
+        assert_int_equal(sink_create(npy, &o, &s, &error), DPI_E_DATA);
+        start_clean(NULL);
+    }
+}
+
+/* A run was killed between the link and the unlink: FILE.part is FILE, and emptying it would empty that. */
+static void a_part_that_is_the_result(void **state)
+{
+    (void)state;
+    sink_options o = {.output = &scores, .rows = 2};
+    sink *s;
+    dpi_error error;
+    write_text(npy, "whole");
+    assert_int_equal(link(npy, part), 0);
+    s = create(npy, &o);
+    assert_text(npy, "whole");
+    sink_close(s, false);
+    assert_text(npy, "whole");
+    assert_int_equal(count_files(), 1);
+    file_mark mark; /* the same where a journal tells of it */
+    assert_true(file_mark_of(-1, npy, &mark));
+    assert_int_equal(link(npy, part), 0);
+    assert_int_equal(sink_open(npy, &o, &s, &error), DPI_OK);
+    assert_int_equal(sink_adopt(s, &mark, &error), DPI_OK);
+    assert_true(sink_finished(s));
+    sink_close(s, false);
+    assert_int_equal(count_files(), 1);
+    write_text(part, ""); /* left by a run that was killed before it had adopted */
+    assert_int_equal(sink_open(npy, &o, &s, &error), DPI_OK);
+    assert_int_equal(sink_adopt(s, &mark, &error), DPI_OK);
+    assert_true(sink_finished(s));
+    sink_close(s, false);
+    assert_int_equal(count_files(), 1);
+}
+
+/* What the kernel could not write it forgets: the next sync succeeds, and says nothing. */
+static void a_sync_that_failed_once(void **state)
+{
+    (void)state;
+    sink_options o = {.output = &scores, .rows = 2};
+    dpi_error error;
+    uint64_t text;
+    sink *s = create(npy, &o);
+    fsync_error = EIO;
+    assert_int_equal(sink_finish(s, &error), DPI_E_IO);
+    fsync_error = 0;
+    assert_int_equal(sink_sync(s, &text, &error), DPI_E_IO);
+    assert_non_null(strstr(error.message, part));
+    assert_int_equal(sink_finish(s, &error), DPI_E_IO);
+    sink_close(s, false);
+    assert_int_equal(count_files(), 0);
+}
+
 /* ---- other runs ------------------------------------------------------------------------------------------------- */
 
 static sink *other;
@@ -377,6 +476,9 @@ int main(void)
         SINK_TEST(what_did_not_reach_the_disk_is_absent),
         SINK_TEST(places_that_cannot_be_written),
         SINK_TEST(a_part_that_is_no_file),
+        SINK_TEST(nothing_is_overwritten),
+        SINK_TEST(a_part_that_is_the_result),
+        SINK_TEST(a_sync_that_failed_once),
         SINK_TEST(the_other_run_ends_meanwhile),
         SINK_TEST(file_systems_without_locks),
     };
