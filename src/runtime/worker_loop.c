@@ -162,8 +162,10 @@ void worker_loop(worker *w)
     bell_patience patience = {.mode = (dpi_wait_mode)w->control->wait_mode, .spin_us = w->control->spin_us};
     while (!atomic_load(&w->control->shutdown)) {
         uint32_t seen = atomic_load(&mine->bell);
-        if (atomic_load_explicit(&mine->mail, memory_order_acquire) != w->mail_seen)
+        if (atomic_load_explicit(&mine->mail, memory_order_acquire) != w->mail_seen) {
             worker_handle_mail(w);
+            continue; /* another message may have come with the same ring */
+        }
         if (worker_trial_asked(w)) {
             while (w->flight_count)
                 land_oldest(w);
