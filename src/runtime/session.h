@@ -61,6 +61,7 @@ typedef struct session_worker {
     int64_t spawned_ns, cpu_seen_ns, cpu_moved_ns;
     uint64_t heartbeat_seen;
     int64_t heartbeat_ns;
+    int64_t quiet_ns; /* since when it owes an answer and computes nothing; 0: it does not */
     bool ended;
     bool joining, accepted; /* dpi_device_add asks for it: not in use yet; its report is good */
 
@@ -77,8 +78,9 @@ typedef struct session_worker {
     enum device_state device; /* one that is not in use gets nothing */
     bool ready;
     worker_report report;
-    uint64_t asked; /* number of the question that is out */
-    json_t *reply;  /* to it */
+    uint64_t asked;  /* number of the question that is out */
+    json_t *reply;   /* to it */
+    int64_t owes_ns; /* how long it may take, 0 once it has come */
     uint64_t samples_seen;
     double busy_ns; /* predicted work in flight */
 } session_worker;

@@ -8,8 +8,12 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Sends a question, numbered, when there is a worker that can answer it. Under the lock: no restart in between. */
-static dpi_status post(dpi_session *s, size_t w, json_t *question, const int *fds, size_t fd_count, dpi_error *error)
+#define ANSWER_NS 10000000000 /* a worker that is at nothing else answers sooner, unless it has to run the engine */
+
+/* Sends a question, numbered, when there is a worker that can answer it, which the supervisor ends when it does not
+ * within limit_ns. Under the lock: no restart in between. */
+static dpi_status post(dpi_session *s, size_t w, json_t *question, const int *fds, size_t fd_count, int64_t limit_ns,
+                       dpi_error *error)
 {
     session_worker *k = &s->workers[w];
     json_object_set_new(question, "id", json_integer((json_int_t)++k->asked));
@@ -18,17 +22,27 @@ static dpi_status post(dpi_session *s, size_t w, json_t *question, const int *fd
     dpi_status status = channel_send(k->socket, question, fds, fd_count, clock_now_ns() + 1000000000, error);
     if (status)
         return status;
+    k->owes_ns = limit_ns;
     atomic_fetch_add(&s->control->workers[w].mail, 1);
     bell_ring(&s->control->workers[w].bell, &k->page->sleeping);
     return DPI_OK;
 }
 
-/* Under the lock. *answer is NULL with DPI_OK when the worker has died meanwhile. */
+static int64_t compile_limit_ns(const dpi_session *s) { return (int64_t)s->compile_timeout_ms * 1000000; }
+
+/* To open and close the files of a run. */
+static int64_t job_limit_ns(const dpi_session *s)
+{
+    return compile_limit_ns(s) < ANSWER_NS ? compile_limit_ns(s) : ANSWER_NS;
+}
+
+/* Under the lock. *answer is NULL with DPI_OK when the worker has died meanwhile, as it does in the end when it does
+ * not answer; a thread (isolation=thread) cannot. */
 static dpi_status await_answer(dpi_session *s, size_t w, json_t **answer, dpi_error *error)
 {
     session_worker *k = &s->workers[w];
     uint32_t generation = k->generation;
-    int64_t until = clock_now_ns() + (int64_t)s->compile_timeout_ms * 1000000;
+    int64_t until = s->in_caller ? clock_now_ns() + compile_limit_ns(s) : CLOCK_NEVER;
     struct timespec when = {.tv_sec = (time_t)(until / 1000000000), .tv_nsec = (long)(until % 1000000000)};
     *answer = NULL;
     while (!k->reply && k->ready && k->generation == generation && !atomic_load(&s->failed)) {
@@ -64,7 +78,7 @@ static dpi_status ask(dpi_session *s, json_t *question, json_t **answer, dpi_err
             status = error_set(error, s->failure.status, "%s", s->failure.message);
         else if (w == s->count)
             pthread_cond_wait(&s->changed, &s->lock);
-        else if (post(s, w, question, NULL, 0, error) == DPI_OK)
+        else if (post(s, w, question, NULL, 0, compile_limit_ns(s), error) == DPI_OK)
             status = await_answer(s, w, answer, error);
         else {
             int64_t until = clock_now_ns() + 10000000; /* it is dying: until the supervisor has seen that, too */
@@ -86,7 +100,7 @@ static dpi_status tell_all(dpi_session *s, json_t *message, const int *fds, size
     dpi_status status = DPI_OK;
     for (size_t w = 0; w < s->count; w++)
         if (s->workers[w].ready) {
-            dpi_status one = post(s, w, message, fds, fd_count, status ? &later : error);
+            dpi_status one = post(s, w, message, fds, fd_count, job_limit_ns(s), status ? &later : error);
             posted[w] = !one;
             status = one == DPI_E_WORKER || status ? status : one;
         }
@@ -149,7 +163,7 @@ void session_end_job(dpi_session *s, uint32_t job)
 void session_tell_newcomer(dpi_session *s, size_t w)
 {
     dpi_error error;
-    if (s->job.message && post(s, w, s->job.message, s->job.fds, s->job.fd_count, &error))
+    if (s->job.message && post(s, w, s->job.message, s->job.fds, s->job.fd_count, job_limit_ns(s), &error))
         log_warning(&s->log, "%s cannot be told of the run: %s", s->devices.items[w].name, error.message);
 }
 

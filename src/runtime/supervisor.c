@@ -113,6 +113,7 @@ static void take_answer(dpi_session *s, size_t w, json_t *message)
     json_decref(wanted ? k->reply : message);
     if (wanted) {
         k->reply = message;
+        k->owes_ns = 0;
         pthread_cond_broadcast(&s->changed);
     }
     pthread_mutex_unlock(&s->lock);
@@ -231,6 +232,26 @@ static void check_leaving(dpi_session *s, size_t w, int64_t now)
             s, w, &(ending){.signal_number = -1, .exit_code = -1, .why = "did not leave when told to and was ended"});
 }
 
+/* A question that a worker does not answer although nothing keeps it from doing so. */
+static void check_answer(dpi_session *s, size_t w, int64_t now)
+{
+    session_worker *k = &s->workers[w];
+    pthread_mutex_lock(&s->lock);
+    int64_t limit = k->owes_ns;
+    pthread_mutex_unlock(&s->lock);
+    if (!limit || atomic_load(&k->page->busy_since_ns)) {
+        k->quiet_ns = 0;
+        return;
+    }
+    k->quiet_ns = k->quiet_ns ? k->quiet_ns : now;
+    int64_t over = now - k->quiet_ns;
+    if (over < limit || !really_hangs(s, w, over, limit))
+        return;
+    ending e = {.signal_number = -1, .exit_code = -1, .hung = true};
+    snprintf(e.why, sizeof e.why, "did not answer for %.1f s; it was killed", (double)over * 1e-9);
+    supervisor_end_worker(s, w, &e);
+}
+
 /* Work that nobody has started although somebody should have: ring again. A lost ring (a worker's lying hint, a
  * counter gone wrong) must cost time, never a hang. */
 static void nudge(dpi_session *s)
@@ -328,6 +349,8 @@ static void tick(dpi_session *s, int64_t *last_ns)
             check_slice(s, w, now);
         if (k->state == WORKER_LEAVING)
             check_leaving(s, w, now);
+        else if (k->state == WORKER_READY)
+            check_answer(s, w, now);
     }
     if (atomic_load(&s->failed))
         return;

@@ -75,14 +75,14 @@ static dpi_status start_process(dpi_session *s, size_t w, int socket, dpi_error 
     return status;
 }
 
-/* One page for all generations of a worker: those before are dead, and its counters go on. */
+/* One page for all generations of a worker: those before are dead, its counters go on, and why a slice has failed is
+ * still to be read by whoever waits for that batch. */
 static dpi_status make_page(session_worker *k, dpi_error *error)
 {
     if (k->page) {
         atomic_store(&k->page->stage, 0);
         atomic_store(&k->page->sleeping, 0);
         atomic_store(&k->page->busy_since_ns, 0);
-        atomic_store(&k->page->error_status, 0);
         __atomic_store_n(&k->page->sigbus_source, 0, __ATOMIC_RELAXED);
         return DPI_OK;
     }
@@ -117,13 +117,14 @@ dpi_status supervisor_start_worker(dpi_session *s, size_t w, dpi_error *error)
     k->socket = pair[0];
     k->generation++;
     k->process.pid = 0; /* nobody may take the one before for this generation */
+    k->owes_ns = 0;
     pthread_mutex_unlock(&s->lock);
     atomic_store(&s->control->workers[w].mail, 0);
     s->setups[w].generation = k->generation;
     k->state = WORKER_STARTING;
     k->ended = false;
     k->log_count = k->log_part_length = 0;
-    k->mute_ns = 0;
+    k->mute_ns = k->quiet_ns = 0;
     k->cpu_seen_ns = k->cpu_moved_ns = 0;
     k->spawned_ns = k->heartbeat_ns = clock_now_ns();
     json_t *message = setup_to_json(&s->setups[w]);
