@@ -92,9 +92,6 @@ void worker_close(worker *w);
 /* Messages of the caller: jobs and questions. Called by worker_loop when control.workers[].mail has moved. */
 void worker_handle_mail(worker *w);
 
-/* Fills the page's error and returns its status (worker-side failure of a slice). */
-dpi_status worker_page_error(worker *w, const dpi_error *error);
-
 /* Shared memory of this worker by name; mapped read-only where it is not ours to write. */
 static inline claims *worker_claims(const worker *w, uint32_t slot)
 {
@@ -114,10 +111,10 @@ dpi_status worker_prepare(worker *w, flight *f, dpi_error *error);
 dpi_status worker_prepare_outputs(worker *w, flight *f, dpi_error *error);
 /* After the engine: moves results that stand in scratch to where they belong. */
 dpi_status worker_deliver(worker *w, flight *f, dpi_error *error);
-/* DONE or BAD (SUSPECT where bad rows are to be found and left out), counters, bells. */
-void worker_finish(worker *w, flight *f, dpi_status status);
-/* Wakes the supervisor for a slice that has been made SUSPECT. */
-void worker_tell_suspect(worker *w, const flight *f);
+/* DONE or BAD (SUSPECT where bad rows are to be found and left out), counters, bells. `error` is why it failed. */
+void worker_finish(worker *w, flight *f, dpi_status status, const dpi_error *error);
+/* Wakes the supervisor for a slice that has been made SUSPECT, for this reason. */
+void worker_tell_suspect(worker *w, const flight *f, const char *reason);
 /* Adds a finished flight to the page's counters. */
 void worker_count(worker *w, const flight *f, int64_t now_ns);
 

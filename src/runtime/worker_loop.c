@@ -71,10 +71,8 @@ static void land(worker *w, flight *f, dpi_status status, backend_timing timing,
             add(&w->page->copy_out_ns, clock_now_ns() - computed_ns);
         }
     }
-    if (status)
-        worker_page_error(w, error);
     f->used = false;
-    worker_finish(w, f, status);
+    worker_finish(w, f, status, error);
 }
 
 /* A flight that never was in the ring. The supervisor must never see an idle worker with a RUNNING slice: shown as

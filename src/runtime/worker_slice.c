@@ -366,14 +366,15 @@ void worker_count(worker *w, const flight *f, int64_t now_ns)
     atomic_store_explicit(&page->finished_ns, now_ns, memory_order_relaxed);
 }
 
-dpi_status worker_page_error(worker *w, const dpi_error *error)
+/* Before a word becomes BAD: the failed batch reads it there. Of two batches that fail at once one may read the
+ * other's; what a suspect's trouble was must not get there. */
+static void set_page_error(worker *w, const dpi_error *error)
 {
     memcpy(w->page->error_message, error->message, sizeof error->message);
     atomic_store_explicit(&w->page->error_status, (uint32_t)error->status, memory_order_release);
-    return error->status;
 }
 
-void worker_finish(worker *w, flight *f, dpi_status status)
+void worker_finish(worker *w, flight *f, dpi_status status, const dpi_error *error)
 {
     const batch_desc *b = &w->control->batches[f->slot];
     claims *c = worker_claims(w, f->slot);
@@ -384,13 +385,15 @@ void worker_finish(worker *w, flight *f, dpi_status status)
     claim end = mine;
     bool suspect = status == DPI_E_ENGINE && w->control->on_bad_row == DPI_BAD_ROW_SKIP;
     end.state = suspect ? CLAIM_SUSPECT : status ? CLAIM_BAD : CLAIM_DONE;
+    if (end.state == CLAIM_BAD)
+        set_page_error(w, error);
     /* The batch may be retired right behind this exchange and its slot reused: what follows touches only bells and
      * hints, and a ring too many does no harm. */
     worker_step(w, STEP_DELIVERED);
     claim_move(&c->word[f->slice], mine, end);
     worker_step(w, STEP_DONE);
     if (suspect) { /* the supervisor's from here on: it looks when a message comes */
-        worker_tell_suspect(w, f);
+        worker_tell_suspect(w, f, error->message);
         return;
     }
     uint32_t left;

@@ -109,9 +109,9 @@ void worker_trial_run(worker *w)
     tell(w, number, status, &error);
 }
 
-void worker_tell_suspect(worker *w, const flight *f)
+void worker_tell_suspect(worker *w, const flight *f, const char *reason)
 {
-    json_t *message = json_pack("{s:I, s:s}", "suspect", (json_int_t)f->slice, "failed", w->page->error_message);
+    json_t *message = json_pack("{s:I, s:s}", "suspect", (json_int_t)f->slice, "failed", reason);
     dpi_error unheard;
     channel_send(w->socket, message, NULL, 0, clock_now_ns() + 5000000000, &unheard);
     json_decref(message);
