@@ -568,6 +568,22 @@ bool recovery_words_spoilt(dpi_session *s)
     return spoilt;
 }
 
+bool recovery_owes(dpi_session *s, size_t w)
+{
+    pthread_mutex_lock(&s->lock);
+    bool owes = s->recovery && s->recovery->running && s->recovery->on == w;
+    for (int slot = 0; slot < LAYOUT_SLOTS && !owes; slot++) {
+        const batch *b = s->slots[slot];
+        for (uint32_t i = 0; b && !b->publishing && i < b->slice_count && !owes; i++) {
+            claim now = claim_load(&batch_claims(s, slot)->word[i]);
+            owes = now.sequence == b->sequence && now.worker == w &&
+                   (now.state == CLAIM_CLAIMED || now.state == CLAIM_RUNNING);
+        }
+    }
+    pthread_mutex_unlock(&s->lock);
+    return owes;
+}
+
 void recovery_free_all(dpi_session *s)
 {
     pthread_mutex_lock(&s->lock);

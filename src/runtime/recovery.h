@@ -35,6 +35,8 @@ bool recovery_has_work(dpi_session *s, size_t w);
 bool recovery_pending(const dpi_session *s);
 /* Whether claim words of batches in flight hold what no worker could have written by the rules. */
 bool recovery_words_spoilt(dpi_session *s);
+/* Whether worker w has been asked for a trial, or has words of its own that are CLAIMED or RUNNING. */
+bool recovery_owes(dpi_session *s, size_t w);
 /* All workers are dead: every word that is not terminal is FREE again. */
 void recovery_free_all(dpi_session *s);
 /* Slices that are planned for worker w, which lives and finishes what it has begun, become anybody's. Under the

@@ -232,14 +232,26 @@ static void check_leaving(dpi_session *s, size_t w, int64_t now)
             s, w, &(ending){.signal_number = -1, .exit_code = -1, .why = "did not leave when told to and was ended"});
 }
 
-/* A question that a worker does not answer although nothing keeps it from doing so. */
-static void check_answer(dpi_session *s, size_t w, int64_t now)
+static int64_t idle_limit_ns(const dpi_session *s)
+{
+    return s->slice_timeout_ms ? (int64_t)s->slice_timeout_ms * 1000000 : 10000000000;
+}
+
+/* A worker that says that it is idle and yet neither answers a question nor begins the slices that are its own: it has
+ * been stopped, or does not wake. */
+static void check_idle(dpi_session *s, size_t w, int64_t now)
 {
     session_worker *k = &s->workers[w];
+    if (atomic_load(&k->page->busy_since_ns)) {
+        k->quiet_ns = 0;
+        return;
+    }
     pthread_mutex_lock(&s->lock);
     int64_t limit = k->owes_ns;
     pthread_mutex_unlock(&s->lock);
-    if (!limit || atomic_load(&k->page->busy_since_ns)) {
+    if (!limit && recovery_owes(s, w))
+        limit = idle_limit_ns(s);
+    if (!limit) {
         k->quiet_ns = 0;
         return;
     }
@@ -248,7 +260,8 @@ static void check_answer(dpi_session *s, size_t w, int64_t now)
     if (over < limit || !really_hangs(s, w, over, limit))
         return;
     ending e = {.signal_number = -1, .exit_code = -1, .hung = true};
-    snprintf(e.why, sizeof e.why, "did not answer for %.1f s; it was killed", (double)over * 1e-9);
+    snprintf(e.why, sizeof e.why, "did nothing for %.1f s although there is work for it; it was killed",
+             (double)over * 1e-9);
     supervisor_end_worker(s, w, &e);
 }
 
@@ -318,7 +331,7 @@ static void check_stall(dpi_session *s, int64_t now)
         s->stalled_done = done;
         return;
     }
-    int64_t limit = s->slice_timeout_ms ? (int64_t)s->slice_timeout_ms * 1000000 : 10000000000;
+    int64_t limit = 2 * idle_limit_ns(s); /* check_idle comes first: it knows who it is */
     if (now - s->stalled_ns < limit)
         return;
     s->stalled_ns = 0;
@@ -349,8 +362,8 @@ static void tick(dpi_session *s, int64_t *last_ns)
             check_slice(s, w, now);
         if (k->state == WORKER_LEAVING)
             check_leaving(s, w, now);
-        else if (k->state == WORKER_READY)
-            check_answer(s, w, now);
+        if (k->state == WORKER_READY || k->state == WORKER_LEAVING)
+            check_idle(s, w, now);
     }
     if (atomic_load(&s->failed))
         return;
