@@ -23,7 +23,7 @@ typedef struct row_range {
 typedef struct blame {
     size_t worker;
     unsigned open;
-    bool rows;      /* a row was to blame */
+    bool rows;      /* a row was to blame, or may have been: its batch is over and it was not tried */
     bool elsewhere; /* a suspect succeeded on another device */
 } blame;
 
@@ -501,6 +501,7 @@ void recovery_step(dpi_session *s)
         const batch *b = batch_of(s, x);
         if (!b || !x->range_count || b->verdict.status || b->cancel_asked) {
             bool judged = b && b->verdict.status;
+            x->of->rows = true;
             finish_first(s, CLAIM_BAD, judged ? CLAIM_JUDGED : CLAIM_DROPPED);
             continue;
         }
