@@ -1,5 +1,6 @@
 # make run    installs what is missing, builds, runs the main job          make test    builds and runs every test
 # make check  the wide one: sanitizers, fuzzers, linters                   make bench   writes docs/benchmarks.md
+# make chaos  20,000 random fault plans and 1,000 kills of the caller     make soak    half an hour with kills
 # make test-gpu  what needs an NVIDIA GPU and TensorRT (headers by cmake -DDPI_TENSORRT_INCLUDE=...); skipped elsewhere
 PREFIX ?= /usr/local
 TENSORRT_INCLUDE ?=
@@ -31,6 +32,20 @@ check:
 	@tools/deps.sh check
 	@tools/check.sh
 
+# CHAOS_PLANS, CHAOS_SEED, CHAOS_KILLS, SOAK_MINUTES: less, or the same again
+chaos: chaos-build
+	@. build-test/test-environment && \
+	    build-test/chaos --plans $(or $(CHAOS_PLANS),20000) $(if $(CHAOS_SEED),--seed $(CHAOS_SEED))
+	@. build-test/test-environment && "$$DPI_PYTHON" -B tests/cli/test_caller_kills.py $(or $(CHAOS_KILLS),1000)
+
+soak: chaos-build
+	@. build-test/test-environment && build-test/soak $(or $(SOAK_MINUTES),30)
+
+chaos-build:
+	@tools/deps.sh test
+	@$(CMAKE) -S . -B build-test -DDPI_TESTS=ON >/dev/null
+	@ninja -C build-test --quiet chaos soak caller dpinfer-worker dpinfer-cli
+
 test-gpu: all
 	@tools/deps.sh test
 	@$(CMAKE) -S . -B build-test -DDPI_TESTS=ON >/dev/null && ninja -C build-test --quiet
@@ -49,4 +64,4 @@ install: all
 clean:
 	rm -rf build build-*
 
-.PHONY: all deps run test test-gpu check bench format install clean
+.PHONY: all deps run test chaos soak chaos-build test-gpu check bench format install clean

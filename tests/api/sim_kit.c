@@ -236,22 +236,28 @@ static int count_entries(const char *folder)
     return count;
 }
 
-static int count_children(void)
+size_t kit_children(pid_t *pids, size_t most)
 {
-    int count = 0, pid;
+    size_t count = 0;
     DIR *tasks = opendir("/proc/self/task");
     assert_non_null(tasks);
     for (struct dirent *e; (e = readdir(tasks));) {
         char path[300];
         snprintf(path, sizeof path, "/proc/self/task/%s/children", e->d_name);
         FILE *f = e->d_name[0] == '.' ? NULL : fopen(path, "re");
-        while (f && fscanf(f, "%d", &pid) == 1)
+        while (f && count < most && fscanf(f, "%d", &pids[count]) == 1)
             count++;
         if (f)
             fclose(f);
     }
     closedir(tasks);
     return count;
+}
+
+static int count_children(void)
+{
+    pid_t pids[1024];
+    return (int)kit_children(pids, sizeof pids / sizeof pids[0]);
 }
 
 int kit_count_mappings(void)

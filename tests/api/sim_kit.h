@@ -13,6 +13,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/types.h>
 
 #include <cmocka.h>
 
@@ -59,6 +60,9 @@ typedef struct kit_traces {
 } kit_traces;
 kit_traces kit_look(void);
 int kit_count_mappings(void);
+/* The processes that this one has started, those that have ended and were not waited for among them; returns how many.
+ */
+size_t kit_children(pid_t *pids, size_t most);
 /* Compares with `before`, waiting up to two seconds for what ends by itself. */
 void kit_check_clean(kit_traces before);
 
