@@ -368,8 +368,19 @@ static bool may_leave_out(const dpi_session *s, const batch *b)
     return s->on_bad_row == DPI_BAD_ROW_SKIP && (b->shard ? s->run_bad_rows : b->bad_row_count) < s->max_bad_rows;
 }
 
+/* Rows may be computed twice: when somebody has spoilt the words that said that they were done. */
+static bool is_noted(const batch *b, uint64_t row)
+{
+    for (size_t i = 0; i < b->bad_row_count; i++)
+        if (b->bad_rows[i].row == row)
+            return true;
+    return false;
+}
+
 static bool note_bad_row(dpi_session *s, batch *b, uint64_t row, const char *reason)
 {
+    if (is_noted(b, row))
+        return true;
     if (!batch_add_bad_row(&b->bad_rows, &b->bad_row_count, row, reason) ||
         (b->shard && !batch_add_bad_row(&s->run_bad, &s->run_bad_rows, row, reason)))
         return false;
@@ -384,12 +395,13 @@ static void judge_row(dpi_session *s, row_range range, dpi_status status)
     batch *b = batch_of(s, x);
     x->of->rows = true;
     uint64_t row = b ? users_row(s, b, range.first) : 0;
-    if (b)
+    bool noted = b && is_noted(b, row);
+    if (b && !noted)
         event_bad_row(s, row, x->reason);
     range.fill = true;
     range.failures = 0;
     range.failed_on = SESSION_NOBODY;
-    if (b && may_leave_out(s, b) && push(x, range) && note_bad_row(s, b, row, x->reason))
+    if (b && (noted || may_leave_out(s, b)) && push(x, range) && note_bad_row(s, b, row, x->reason))
         return;
     char text[sizeof((dpi_error *)0)->message];
     snprintf(text, sizeof text, "row %llu cannot be computed: %s%s", (unsigned long long)row, x->reason,
