@@ -17,6 +17,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -223,12 +224,24 @@ static bool make_real(shared *all)
     return pid > 0 && waitpid(pid, &status, 0) == pid && status == 0;
 }
 
+/* Libraries are looked for in the environment of the tests' Python. */
+static void use_python_environment(void)
+{
+    char folder_of[PATH_MAX];
+    const char *python = getenv("DPI_PYTHON"), *end = python ? strstr(python, "/bin/python") : NULL;
+    if (!end || getenv("VIRTUAL_ENV"))
+        return;
+    snprintf(folder_of, sizeof folder_of, "%.*s", (int)(end - python), python);
+    setenv("VIRTUAL_ENV", folder_of, 1);
+}
+
 int main(int argc, char **argv)
 {
     const settings set = read_arguments(argc, argv);
     int64_t began = clock_now_ns();
     shared *all = mmap(NULL, sizeof *all, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     signal(SIGPIPE, SIG_DFL);
+    use_python_environment();
     printf("--seed %llu\n", (unsigned long long)set.seed);
     fflush(stdout);
     if (all == MAP_FAILED || !mkdtemp(folder)) {

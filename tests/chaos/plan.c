@@ -55,7 +55,7 @@ static void draw_faults(plan *p, uint64_t *c)
 
 static void draw_kills(plan *p, uint64_t *c)
 {
-    unsigned kills = one_in(c, 2) ? 0 : 1 + chance_below(c, PLAN_KILLS), span_us = p->backend ? 1500000 : 100000;
+    unsigned kills = one_in(c, 2) ? 0 : 1 + chance_below(c, PLAN_KILLS), span_us = p->backend ? 200000 : 100000;
     bool stopped = false;
     if (p->backend && !kills)
         kills = 1 + chance_below(c, 4);
@@ -89,6 +89,8 @@ static void draw_jobs(plan *p, uint64_t *c)
         j->rows = one_in(c, 20) ? chance_below(c, 3) : 1 + chance_below(c, p->shard ? 600 : 200);
         if (p->shard)
             j->rows += 1;
+        if (p->backend)
+            j->rows *= 20; /* the model is small */
         j->memory = (enum memory)chance_below(c, MEMORY_KINDS);
         j->cancel_us = one_in(c, 8) ? (int)chance_below(c, 20000) : -1;
         j->forward_ms = one_in(c, 6) ? 1 + (int)chance_below(c, one_in(c, 2) ? 20 : 2000) : 0;

@@ -157,7 +157,7 @@ static void devices_of(const plan *p, char *text, size_t size)
 
 static void set_faults(const plan *p, dpi_options *o)
 {
-    static char keys[PLAN_WORKERS][16], values[PLAN_WORKERS][256];
+    static char keys[PLAN_WORKERS][24], values[PLAN_WORKERS][256];
     static dpi_key_value list[PLAN_WORKERS];
     o->backend_options = list;
     for (unsigned w = 0; w < p->workers; w++) {
