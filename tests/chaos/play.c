@@ -327,6 +327,7 @@ void real_data_make(real_data *data, const char *name)
     for (size_t i = 0; i < REAL_ROWS; i++)
         for (size_t k = 0; k < REAL_INPUT; k++)
             data->input[i][k] = (unsigned char)((i * 31 + k * k + (i >> 3) * k) % 17);
+    o.log_level = DPI_LOG_WARNING;
     subject_input(&y.what, REAL_ROWS, data->input, &in);
     subject_output(&y.what, 0, REAL_ROWS, data->output, &out);
     dpi_status status = dpi_open(&o, &s, &error);

@@ -233,6 +233,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: soak [MINUTES]\n");
         return 2;
     }
+    memset(s.samples, 1, sizeof s.samples); /* its pages are there from the start */
     kit_let_workers_crash();
     s.k = kit_open(TEXT, "sim:0*4", &o);
     pthread_t killer;
