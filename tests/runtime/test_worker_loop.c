@@ -32,7 +32,6 @@ static void all_mail_is_answered(void **state)
     worker *w = calloc(1, sizeof *w);
     worker_page *page = calloc(1, PAGE_BYTES);
     assert_int_equal(channel_pair(pair, &error), DPI_OK);
-    c->worker_count = 1;
     c->wait_mode = DPI_WAIT_BLOCK;
     w->control = c;
     w->page = page;

@@ -1,0 +1,262 @@
+/* What the chaos test has found: workers that are stopped while idle, failures that were told of the wrong batch,
+ * devices that were blamed without a trial. */
+#include "sim_kit.h"
+
+#include "base/clock.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+
+#define SIMPLE "input x float32 N 5\noutput y float32 N 3\noutput z int32 N\n"
+#define POISON 777
+
+static void quiet(void *context, dpi_log_level level, const char *line)
+{
+    (void)context;
+    (void)level;
+    (void)line;
+}
+
+static dpi_options quietly(void)
+{
+    dpi_options o = DPI_INIT(dpi_options);
+    o.log = quiet;
+    o.slice_timeout_ms = 300;
+    o.compile_timeout_ms = 1000;
+    return o;
+}
+
+static dpi_stats_data stats_of(kit *k)
+{
+    dpi_error error;
+    dpi_stats_data stats = DPI_INIT(dpi_stats_data);
+    kit_assert_ok(dpi_stats(k->s, &stats, &error), error);
+    return stats;
+}
+
+static void poison_row(kit_batch *b, size_t row) { ((float *)b->in[0].data)[row * 5] = POISON; }
+
+static dpi_status run_to_nothing(kit *k, const char *source, dpi_error *error)
+{
+    const char *in[] = {source}, *out[] = {"y=none", "z=none"};
+    dpi_run_options o = DPI_INIT(dpi_run_options);
+    o.inputs = in;
+    o.input_count = 1;
+    o.outputs = out;
+    o.output_count = 2;
+    return dpi_run(k->s, &o, NULL, error);
+}
+
+static pid_t pid_of(kit *k, size_t w)
+{
+    dpi_error error;
+    dpi_description d = DPI_INIT(dpi_description);
+    kit_assert_ok(dpi_describe(k->s, &d, &error), error);
+    return (pid_t)d.workers[w].pid;
+}
+
+/* A worker that does not answer while it has nothing to compute is replaced like one that hangs in a slice. */
+static void a_worker_that_does_not_answer_is_replaced(void **state)
+{
+    (void)state;
+    kit *k = kit_open(SIMPLE "fixed_us 500\n", "sim:0,sim:7",
+                      &(dpi_options){.struct_size = sizeof(dpi_options), .log = quiet, .compile_timeout_ms = 400});
+    dpi_error error = {0};
+    kit_forward(k, 20, 1);
+    assert_int_equal(kill(pid_of(k, 1), SIGSTOP), 0);
+    kit_assert_ok(run_to_nothing(k, "random:5:float32:100", &error), error);
+    assert_int_equal(stats_of(k).deaths, 1);
+    kit_close(k);
+}
+
+typedef struct stream {
+    kit *k;
+    atomic_bool over;
+} stream;
+
+static void *keep_busy(void *argument)
+{
+    stream *s = argument;
+    for (uint64_t i = 0; !s->over; i++)
+        kit_forward(s->k, 2, i);
+    return NULL;
+}
+
+/* A stopped worker holds up its batch for its limit and no longer, however busy the others are meanwhile. */
+static void a_stopped_worker_is_replaced(void **state)
+{
+    (void)state;
+    const size_t shares[] = {2, 2};
+    dpi_options o = quietly();
+    o.batch_size_list = shares;
+    o.batch_size_count = 2;
+    kit *k = kit_open(SIMPLE "fixed_us 3000\n", "sim:0,sim:7", &o);
+    kit_forward(k, 4, 1);
+    stream s = {.k = k};
+    pthread_t threads[2];
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, keep_busy, &s), 0);
+    assert_int_equal(kill(pid_of(k, 1), SIGSTOP), 0);
+    kit_forward(k, 4, 2); /* within twenty seconds */
+    s.over = true;
+    for (int i = 0; i < 2; i++)
+        pthread_join(threads[i], NULL);
+    assert_int_equal(stats_of(k).deaths, 1);
+    kit_close(k);
+}
+
+/* Nor does a suspect wait for ever for a worker that does not begin its trial. */
+static void a_trial_that_nobody_begins_is_given_to_another(void **state)
+{
+    (void)state;
+    const dpi_key_value options[] = {{"0.die_at_slice", "2"}, {"0.fault_generations", "1"}};
+    const size_t shares[] = {2, 0};
+    dpi_options o = quietly();
+    o.backend_options = options;
+    o.backend_option_count = 2;
+    o.batch_size_list = shares;
+    o.batch_size_count = 2;
+    kit *k = kit_open(SIMPLE "fixed_us 500\n", "sim:0,sim:7", &o);
+    kit_forward(k, 2, 1);
+    assert_int_equal(kill(pid_of(k, 1), SIGSTOP), 0);
+    kit_forward(k, 2, 2);
+    assert_int_equal(stats_of(k).deaths, 2);
+    kit_close(k);
+}
+
+/* What a suspect's trouble was is not told of another batch that has failed. */
+static void a_failure_is_told_of_its_own_batch(void **state)
+{
+    (void)state;
+    dpi_options o = quietly();
+    o.on_bad_row = DPI_BAD_ROW_SKIP;
+    o.batch = 4;
+    o.total_batch_size = 4;
+    char text[400];
+    snprintf(text, sizeof text, "%spoison %d\npoison_how fail\nno_memory_at_slice 1\n", SIMPLE, POISON);
+    kit *k = kit_open(text, "sim:0", &o);
+    dpi_error error = {0};
+    dpi_ticket ticket;
+    kit_batch *fails = kit_batch_new(k, 4, 1, 3), *suspect = kit_batch_new(k, 4, 2, 3);
+    poison_row(suspect, 1);
+    kit_assert_ok(kit_submit(k, fails, false, 0, &ticket, &error), error);
+    assert_int_equal(dpi_forward(k->s, suspect->in, 1, suspect->out, 2, 0, &error), DPI_BAD_ROWS);
+    assert_int_equal(dpi_wait(k->s, ticket, 0, NULL, 0, &error), DPI_E_SYSTEM);
+    kit_assert_contains(error.message, "out of memory");
+    kit_batch_free(fails);
+    kit_batch_free(suspect);
+    kit_close(k);
+}
+
+static void count_row(void *context, const dpi_bad_row *row)
+{
+    assert_int_equal(row->row, 1);
+    ++*(int *)context;
+}
+
+/* All words of a batch are spoilt behind its bad row: what is computed again is not left out, told and counted again.
+ */
+static void a_bad_row_is_told_once(void **state)
+{
+    (void)state;
+    char text[400];
+    snprintf(text, sizeof text, "%sfixed_us 1000\npoison %d\npoison_how fail\nfaults 1:spoil_at_slice=30\n", SIMPLE,
+             POISON);
+    dpi_options o = quietly();
+    int told = 0;
+    o.total_batch_size = 4;
+    o.on_bad_row = DPI_BAD_ROW_SKIP;
+    o.bad_row = count_row;
+    o.bad_row_context = &told;
+    kit *k = kit_open(text, "sim:0", &o);
+    dpi_error error = {0};
+    kit_batch *b = kit_batch_new(k, 160, 1, 3);
+    poison_row(b, 1);
+    assert_int_equal(dpi_forward(k->s, b->in, 1, b->out, 2, 0, &error), DPI_BAD_ROWS);
+    assert_int_equal(told, 1);
+    assert_int_equal(stats_of(k).bad_rows, 1);
+    assert_int_equal(stats_of(k).deaths, 1); /* the words were spoilt */
+    kit_batch_free(b);
+    kit_close(k);
+}
+
+/* A worker died of a row of a batch that is cancelled before the row is tried. That the other slice in flight is good
+ * does not make it the device's fault. */
+static void a_device_is_not_to_blame_for_what_was_not_tried(void **state)
+{
+    (void)state;
+    kit_story story = KIT_STORY;
+    const size_t shares[] = {4, 0};
+    dpi_options o = quietly();
+    o.slice_timeout_ms = o.compile_timeout_ms = 0;
+    o.on_bad_row = DPI_BAD_ROW_SKIP;
+    o.max_deaths = 1;
+    o.batch_size_list = shares;
+    o.batch_size_count = 2;
+    o.event = kit_tell;
+    o.event_context = &story;
+    char text[400];
+    snprintf(text, sizeof text, "%spoison %d\nfixed_us 300000\ndepth 3\nfault_in_enqueue 1\n", SIMPLE, POISON);
+    kit *k = kit_open(text, "sim:0,sim:7", &o);
+    kit_batch *good = kit_batch_new(k, 4, 1, 3), *bad = kit_batch_new(k, 4, 2, 3);
+    poison_row(bad, 2);
+    dpi_error error = {0};
+    dpi_ticket first, second;
+    kit_assert_ok(kit_submit(k, good, false, 0, &first, &error), error);
+    kit_assert_ok(kit_submit(k, bad, false, 0, &second, &error), error);
+    double until = kit_now_s() + 20;
+    while (!kit_story_says(&story, "\"died\"") && kit_now_s() < until)
+        clock_sleep_until_ns(clock_now_ns() + 1000000);
+    kit_assert_ok(dpi_cancel(k->s, second, &error), error); /* while the good one is tried elsewhere */
+    kit_assert_ok(dpi_wait(k->s, first, 0, NULL, 0, &error), error);
+    kit_batch_check(good, NULL);
+    assert_int_equal(dpi_wait(k->s, second, 0, NULL, 0, &error), DPI_CANCELLED);
+    assert_int_equal(dpi_forward(k->s, bad->in, 1, bad->out, 2, 0, &error), DPI_BAD_ROWS);
+    assert_int_equal(stats_of(k).retired_devices, 0);
+    kit_batch_free(good);
+    kit_batch_free(bad);
+    kit_close(k);
+}
+
+/* Why a slice failed is still known when its worker has died and has been replaced since. */
+static void a_failure_outlives_its_worker(void **state)
+{
+    (void)state;
+    kit_story story = KIT_STORY;
+    dpi_options o = quietly();
+    o.batch = 4;
+    o.total_batch_size = 4;
+    o.event = kit_tell;
+    o.event_context = &story;
+    kit *k = kit_open(SIMPLE "no_memory_at_slice 1\ndie_at_slice 2\nfault_generations 1\n", "sim:0", &o);
+    kit_batch *b = kit_batch_new(k, 40, 1, 3);
+    dpi_error error = {0};
+    dpi_ticket ticket;
+    kit_assert_ok(kit_submit(k, b, false, 0, &ticket, &error), error);
+    double until = kit_now_s() + 20;
+    while (!kit_story_says(&story, "\"generation\":2") && kit_now_s() < until)
+        clock_sleep_until_ns(clock_now_ns() + 5000000);
+    assert_int_equal(dpi_wait(k->s, ticket, 0, NULL, 0, &error), DPI_E_SYSTEM);
+    kit_assert_contains(error.message, "out of memory");
+    kit_batch_free(b);
+    kit_close(k);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
+    kit_let_workers_crash();
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_worker_that_does_not_answer_is_replaced),
+        cmocka_unit_test(a_stopped_worker_is_replaced),
+        cmocka_unit_test(a_trial_that_nobody_begins_is_given_to_another),
+        cmocka_unit_test(a_failure_is_told_of_its_own_batch),
+        cmocka_unit_test(a_device_is_not_to_blame_for_what_was_not_tried),
+        cmocka_unit_test(a_bad_row_is_told_once),
+        cmocka_unit_test(a_failure_outlives_its_worker),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
