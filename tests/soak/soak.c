@@ -12,6 +12,7 @@
 #include "base/clock.h"
 
 #include <dirent.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -21,16 +22,18 @@
 #define TEXT                                                                                                           \
     "input x float32 N 64\noutput y float32 N 16\noutput z int32 N\nfixed_us 1500\nrow_us 20\njitter_us 500\ndepth "   \
     "2\n"
-#define DEVICES     4
-#define KILL_MS     2000
-#define MOST        4096 /* samples */
-#define MORE_KB     1024 /* growth that is none: pages of the allocator */
-#define FIRST_TENTH 3    /* the one that is compared with the last: what grows once has grown by then */
-#define READY_NS    30000000000
+#define DEVICES      4
+#define KILL_MS      2000
+#define MOST         4096 /* samples */
+#define MORE_KB      1024 /* growth that is none: pages of the allocator */
+#define MORE_HEAP_KB 64   /* last words of workers and the like */
+#define FIRST_TENTH  3    /* the one that is compared with the last: what grows once has grown by then */
+#define READY_NS     30000000000
 
-enum { ANON_KB, SHARED_KB, MEMFD_KB, DESCRIPTORS, MAPPINGS, THREADS, CHILDREN, FIGURES };
-static const char *const names[FIGURES] = {
-    "anonymous KiB", "shared KiB resident", "memfds KiB", "descriptors", "mappings of memfds", "threads", "workers"};
+enum { ANON_KB, HEAP_KB, SHARED_KB, MEMFD_KB, DESCRIPTORS, MAPPINGS, THREADS, CHILDREN, FIGURES };
+static const char *const names[FIGURES] = {"anonymous KiB", "heap in use KiB", "shared KiB resident",
+                                           "memfds KiB",    "descriptors",     "mappings of memfds",
+                                           "threads",       "workers"};
 
 typedef struct sample {
     long figures[FIGURES];
@@ -100,8 +103,8 @@ static void take_sample(soak *s)
     kit_traces traces = kit_look();
     if (s->count == MOST || s->alive != DEVICES || traces.children != DEVICES)
         return; /* one has just been killed again */
-    s->samples[s->count++] = (sample){{status_kb("RssAnon:"), status_kb("RssShmem:"), memfds_kb(), traces.fds,
-                                       traces.mappings, traces.threads, traces.children}};
+    s->samples[s->count++] = (sample){{status_kb("RssAnon:"), (long)mallinfo2().uordblks / 1024, status_kb("RssShmem:"),
+                                       memfds_kb(), traces.fds, traces.mappings, traces.threads, traces.children}};
 }
 
 static int by_value(const void *a, const void *b)
@@ -212,7 +215,8 @@ static int judge(const soak *s)
            s->rows, s->sessions, (unsigned long)s->kills, s->count);
     for (int f = 0; f < FIGURES && tenth; f++) {
         long then = median(s, begin, begin + tenth, f), now = median(s, s->count - tenth, s->count, f);
-        bool kb = f <= MEMFD_KB, grown = now > then + (kb ? MORE_KB : 0);
+        long more = f == ANON_KB ? MORE_KB : f == HEAP_KB ? MORE_HEAP_KB : 0;
+        bool grown = now > then + more;
         printf("  %-20s third tenth %8ld  last tenth %8ld%s\n", names[f], then, now, grown ? "  GROWN" : "");
         bad |= grown;
     }
