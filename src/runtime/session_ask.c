@@ -36,12 +36,11 @@ static int64_t job_limit_ns(const dpi_session *s)
     return compile_limit_ns(s) < ANSWER_NS ? compile_limit_ns(s) : ANSWER_NS;
 }
 
-/* Under the lock. *answer is NULL with DPI_OK when the worker has died meanwhile, as it does in the end when it does
- * not answer; a thread (isolation=thread) cannot. */
-static dpi_status await_answer(dpi_session *s, size_t w, json_t **answer, dpi_error *error)
+/* Of the generation that was asked. Under the lock. *answer is NULL with DPI_OK when it has died since, as it does in
+ * the end when it does not answer; a thread (isolation=thread) cannot. */
+static dpi_status await_answer(dpi_session *s, size_t w, uint32_t generation, json_t **answer, dpi_error *error)
 {
     session_worker *k = &s->workers[w];
-    uint32_t generation = k->generation;
     int64_t until = s->in_caller ? clock_now_ns() + compile_limit_ns(s) : CLOCK_NEVER;
     struct timespec when = {.tv_sec = (time_t)(until / 1000000000), .tv_nsec = (long)(until % 1000000000)};
     *answer = NULL;
@@ -79,7 +78,7 @@ static dpi_status ask(dpi_session *s, json_t *question, json_t **answer, dpi_err
         else if (w == s->count)
             pthread_cond_wait(&s->changed, &s->lock);
         else if (post(s, w, question, NULL, 0, compile_limit_ns(s), error) == DPI_OK)
-            status = await_answer(s, w, answer, error);
+            status = await_answer(s, w, s->workers[w].generation, answer, error);
         else {
             int64_t until = clock_now_ns() + 10000000; /* it is dying: until the supervisor has seen that, too */
             struct timespec when = {.tv_sec = (time_t)(until / 1000000000), .tv_nsec = (long)(until % 1000000000)};
@@ -95,18 +94,18 @@ static dpi_status ask(dpi_session *s, json_t *question, json_t **answer, dpi_err
  * supervisor's business. Under both locks. */
 static dpi_status tell_all(dpi_session *s, json_t *message, const int *fds, size_t fd_count, dpi_error *error)
 {
-    bool posted[LAYOUT_WORKERS] = {false};
+    uint32_t posted[LAYOUT_WORKERS] = {0}; /* to which generation; 0: to none */
     dpi_error later;
     dpi_status status = DPI_OK;
     for (size_t w = 0; w < s->count; w++)
         if (s->workers[w].ready) {
             dpi_status one = post(s, w, message, fds, fd_count, job_limit_ns(s), status ? &later : error);
-            posted[w] = !one;
+            posted[w] = one ? 0 : s->workers[w].generation;
             status = one == DPI_E_WORKER || status ? status : one;
         }
     for (size_t w = 0; w < s->count; w++) {
         json_t *answer = NULL;
-        dpi_status one = posted[w] ? await_answer(s, w, &answer, status ? &later : error) : DPI_OK;
+        dpi_status one = posted[w] ? await_answer(s, w, posted[w], &answer, status ? &later : error) : DPI_OK;
         json_decref(answer);
         status = status ? status : one;
     }

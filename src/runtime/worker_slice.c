@@ -332,8 +332,11 @@ dpi_status worker_prepare(worker *w, flight *f, dpi_error *error)
 dpi_status worker_deliver(worker *w, flight *f, dpi_error *error)
 {
     const batch_desc *b = &w->control->batches[f->slot];
-    if (f->flags & BATCH_SHARD)
-        return worker_job_store(w, worker_job_find(w, b->job), f, b->result_row + f->first_row, b, error);
+    const worker_job *job = f->flags & BATCH_SHARD ? worker_job_find(w, b->job) : NULL;
+    if ((f->flags & BATCH_SHARD) && !job) /* the run is over: somebody has spoilt this slice's word */
+        return error_set(error, DPI_E_INTERNAL, "worker %u computed a slice of a run that is over", w->index);
+    if (job)
+        return worker_job_store(w, job, f, b->result_row + f->first_row, b, error);
     for (uint32_t i = 0; f->call_rows != f->rows && i < b->output_count; i++) {
         const layout_array *out = &b->outputs[i];
         memcpy(w->outputs + out->offset + f->first_row * out->row_bytes, f->out[i].data, f->rows * out->row_bytes);

@@ -71,6 +71,36 @@ static void a_worker_that_does_not_answer_is_replaced(void **state)
     kit_close(k);
 }
 
+static void *run_it(void *argument)
+{
+    dpi_error error = {0};
+    kit_assert_ok(run_to_nothing(argument, "random:5:float32:100", &error), error);
+    return NULL;
+}
+
+/* While the run waits for a stopped worker's answer, another dies that owes one and starts again: nobody waits for an
+ * answer of a generation that was not asked. */
+static void an_answer_is_not_awaited_of_the_successor(void **state)
+{
+    (void)state;
+    kit_story story = KIT_STORY;
+    dpi_options o = quietly();
+    o.event = kit_tell;
+    o.event_context = &story;
+    kit *k = kit_open(SIMPLE "fixed_us 500\n", "sim:0,sim:7,sim:2", &o);
+    kit_forward(k, 20, 1);
+    pid_t second = pid_of(k, 1);
+    assert_int_equal(kill(pid_of(k, 0), SIGSTOP), 0);
+    assert_int_equal(kill(second, SIGSTOP), 0);
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, run_it, k), 0);
+    clock_sleep_until_ns(clock_now_ns() + 300000000); /* both have been asked by then */
+    assert_int_equal(kill(second, SIGKILL), 0);
+    pthread_join(thread, NULL);
+    assert_int_equal(stats_of(k).deaths, 2);
+    kit_close(k);
+}
+
 typedef struct stream {
     kit *k;
     atomic_bool over;
@@ -251,6 +281,7 @@ int main(int argc, char **argv)
     kit_let_workers_crash();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_worker_that_does_not_answer_is_replaced),
+        cmocka_unit_test(an_answer_is_not_awaited_of_the_successor),
         cmocka_unit_test(a_stopped_worker_is_replaced),
         cmocka_unit_test(a_trial_that_nobody_begins_is_given_to_another),
         cmocka_unit_test(a_failure_is_told_of_its_own_batch),

@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -63,8 +64,25 @@ static void all_mail_is_answered(void **state)
     free(c);
 }
 
+/* A slice that a spoilt word has outlived its run: an error of that slice, not the worker's end. */
+static void a_slice_of_a_run_that_is_over(void **state)
+{
+    (void)state;
+    dpi_error error = {0};
+    control *c = calloc(1, sizeof *c);
+    worker *w = calloc(1, sizeof *w);
+    c->batches[0].job = 3;
+    w->control = c;
+    flight f = {.flags = BATCH_SHARD, .rows = 4, .call_rows = 4};
+    assert_int_equal(worker_deliver(w, &f, &error), DPI_E_INTERNAL);
+    assert_non_null(strstr(error.message, "a run that is over"));
+    free(w);
+    free(c);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(all_mail_is_answered)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(all_mail_is_answered),
+                                       cmocka_unit_test(a_slice_of_a_run_that_is_over)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
