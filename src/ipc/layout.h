@@ -159,6 +159,7 @@ typedef struct worker_page {
     _Atomic uint64_t slices, rows, stolen;
     _Atomic uint64_t wait_ns, load_ns, copy_in_ns, compute_ns, copy_out_ns;
     _Atomic int64_t finished_ns; /* when its last slice ended */
+    _Atomic uint64_t trial;      /* number of the one that is being run; 0: none */
     /* Why a slice ended BAD: set before the claim word. */
     _Atomic uint32_t error_status;
     uint32_t sigbus_source; /* 1 + number of the source that shrank, 0 for none */

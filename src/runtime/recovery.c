@@ -10,6 +10,7 @@
 
 #define ROW_TRIALS  3   /* so often a single row has to fail, on several devices where there are */
 #define FILL_TRIALS 100 /* leaving a row out runs no engine: what fails it is bad luck */
+#define UNBEGUN     100 /* a worker says itself whether it had begun: not for ever */
 
 /* Rows still to be tried. */
 typedef struct row_range {
@@ -17,6 +18,7 @@ typedef struct row_range {
     unsigned failures;
     size_t failed_on; /* the last worker that failed at it, SESSION_NOBODY */
     bool fill;        /* judged already: to be left out */
+    unsigned unbegun; /* trials whose worker was gone before it began */
 } row_range;
 
 /* One death, and how many of its suspects are open. */
@@ -251,19 +253,20 @@ bool recovery_death(dpi_session *s, size_t w, const death *d)
         return false;
     }
     of->worker = w;
-    bool explained = r->running && r->on == w;
+    /* It may have died of slices that it had in hand when it was asked for the trial: no word of that row, then. */
+    bool tried = r->running && r->on == w, begun = atomic_load(&s->workers[w].page->trial) == r->number;
     pthread_mutex_lock(&s->lock);
     for (int slot = 0; slot < LAYOUT_SLOTS; slot++)
         if (s->slots[slot])
             take_batch(s, s->slots[slot], w, d, of);
-    if (explained) {
+    if (tried) {
         end_trial(s);
-        if (d->counts)
+        if (d->counts && (begun || ++r->range.unbegun > UNBEGUN))
             trial_failed(s, d->reason, DPI_E_WORKER);
         else if (!push(r->first, r->range))
             finish_first(s, CLAIM_FREE, 0);
     }
-    explained |= of->open != 0;
+    bool explained = (tried && begun) || of->open != 0;
     if (!of->open)
         free(of);
     pthread_mutex_unlock(&s->lock);

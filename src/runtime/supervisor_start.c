@@ -83,6 +83,7 @@ static dpi_status make_page(session_worker *k, dpi_error *error)
         atomic_store(&k->page->stage, 0);
         atomic_store(&k->page->sleeping, 0);
         atomic_store(&k->page->busy_since_ns, 0);
+        atomic_store(&k->page->trial, 0);
         __atomic_store_n(&k->page->sigbus_source, 0, __ATOMIC_RELAXED);
         return DPI_OK;
     }

@@ -212,6 +212,29 @@ static void a_bad_row_is_told_once(void **state)
     kit_close(k);
 }
 
+/* All workers die of slices of their own while they are asked, one after another, to try the row over which the first
+ * one has left. None has begun that trial: nothing is known against the row. */
+static void a_trial_that_was_not_begun_is_none(void **state)
+{
+    (void)state;
+    const size_t shares[] = {1, 1, 1, 1};
+    const dpi_key_value options[] = {{"die_at_slice", "1"},   {"die_at_step", "3"},     {"fault_generations", "1"},
+                                     {"0.die_at_slice", "0"}, {"0.exit_at_slice", "1"}, {"2.slow_at_slice", "1"},
+                                     {"2.slow_us", "100000"}, {"3.slow_at_slice", "1"}, {"3.slow_us", "200000"},
+                                     {"compile_ms", "500"}};
+    dpi_options o = quietly();
+    o.slice_timeout_ms = o.compile_timeout_ms = 0;
+    o.backend_options = options;
+    o.backend_option_count = sizeof options / sizeof options[0];
+    o.batch_size_list = shares;
+    o.batch_size_count = 4;
+    kit *k = kit_open(SIMPLE "fixed_us 200000\n", "sim:0*4", &o);
+    kit_forward(k, 4, 1);
+    assert_int_equal(stats_of(k).deaths, 4);
+    assert_int_equal(stats_of(k).bad_rows, 0);
+    kit_close(k);
+}
+
 /* A worker died of a row of a batch that is cancelled before the row is tried. That the other slice in flight is good
  * does not make it the device's fault. */
 static void a_device_is_not_to_blame_for_what_was_not_tried(void **state)
@@ -286,6 +309,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_trial_that_nobody_begins_is_given_to_another),
         cmocka_unit_test(a_failure_is_told_of_its_own_batch),
         cmocka_unit_test(a_device_is_not_to_blame_for_what_was_not_tried),
+        cmocka_unit_test(a_trial_that_was_not_begun_is_none),
         cmocka_unit_test(a_bad_row_is_told_once),
         cmocka_unit_test(a_failure_outlives_its_worker),
     };
