@@ -246,6 +246,10 @@ typedef struct dpi_options {
     bool core_dumps;              /* keep the caller's limit on core files, which hold rows and weights; else none */
     uint64_t worker_memory_bytes; /* each worker's own memory (heap, stacks; not arenas and mapped files); beyond it
                                      the engine fails or the worker dies; 0: no limit */
+
+    /* dpi_feed_open may be called. Other processes of the caller's can then map the inputs writable; workers still have
+     * a read-only descriptor, but no seal keeps one that has gone mad from opening it anew. */
+    bool producers;
 } dpi_options;
 
 #ifdef __cplusplus
@@ -402,6 +406,76 @@ typedef struct dpi_run_result {
  */
 DPI_API dpi_status dpi_run(dpi_session *session, const dpi_run_options *options, dpi_run_result *result,
                            dpi_error *error);
+
+/* ---- producers --------------------------------------------------------------------------------------------------- */
+
+/*
+ * Other processes of the caller's, such as loaders of a data set, write rows straight into memory that workers read.
+ * The caller deals *ranges* of consecutive rows over a ring of slots; a producer reserves one, writes its rows and
+ * fills it; the caller takes them in order, submits them as batches (dpi_submit, without a copy) and releases them.
+ * Ranges that a producer had reserved when it died are dealt again.
+ *
+ * Caller:     dpi_feed_open, dpi_feed_connect once per producer (its socket goes to a child), then in a loop
+ * dpi_feed_next, dpi_submit, dpi_wait, dpi_feed_release; dpi_feed_close. One thread at a time per feed. Producer:
+ * dpi_producer_open, then dpi_producer_reserve and _fill until DPI_E_CLOSED; dpi_producer_close. One thread at a time;
+ * it needs this library, of the same build, and no session.
+ */
+typedef struct dpi_feed dpi_feed;
+typedef struct dpi_producer dpi_producer;
+
+typedef struct dpi_feed_options {
+    size_t struct_size;
+    const dpi_tensor *inputs; /* those that a batch must bring, in the session's order: dtype, rank, shape; shape[0] and
+                                 data are not looked at */
+    size_t input_count;
+    uint64_t rows; /* of the data set. UINT64_MAX: not known; range r is then producer r % producers' (in the order of
+                      connecting), and a producer ends by filling its `last` range */
+    size_t range_rows; /* rows of a range; the last one of a known number may have fewer */
+    size_t slots;      /* ranges in memory at most, 2 to 256 */
+    size_t producers;  /* 1 to 1,024 */
+} dpi_feed_options;
+
+typedef struct dpi_range {
+    uint64_t index;     /* 0, 1, 2 ...; UINT64_MAX at the end */
+    uint64_t first_row; /* index * range_rows */
+    uint64_t rows;
+} dpi_range;
+
+/* Needs dpi_options.producers. DPI_E_DATA: the inputs are not the session's. *feed is the caller's, to be ended before
+ * the session is. */
+DPI_API dpi_status dpi_feed_open(dpi_session *session, const dpi_feed_options *options, dpi_feed **feed,
+                                 dpi_error *error);
+/* *socket is the caller's: it goes to the producer's process (inherited, or sent over another socket), and the caller's
+ * own copy must then be closed, for a producer's death is seen by the end of its last copy. Close-on-exec. */
+DPI_API dpi_status dpi_feed_connect(dpi_feed *feed, int *socket, dpi_error *error);
+/* Waits for the next range in order, until timeout_ms has passed (0: for ever; < 0: only look; DPI_TIMEOUT).
+ * range->rows 0 with index UINT64_MAX is the end; a range of a producer that ends may have no rows, and an index.
+ * `inputs`, one per input, receives dtype, shape and data, which may be read until the range is released. DPI_E_DATA: a
+ * producer failed, in its own words. DPI_E_WORKER: all are dead, or, with rows unknown, the one whose turn it is. */
+DPI_API dpi_status dpi_feed_next(dpi_feed *feed, int64_t timeout_ms, dpi_range *range, dpi_tensor *inputs,
+                                 dpi_error *error);
+/* The range's memory goes to the next producer: after dpi_wait for its batch. */
+DPI_API dpi_status dpi_feed_release(dpi_feed *feed, uint64_t index, dpi_error *error);
+/* Tells all producers to end; does not wait for them. Memory that they still write to stays with the session. NULL is
+ * fine. */
+DPI_API void dpi_feed_close(dpi_feed *feed);
+
+/* Takes over `socket` on success. DPI_E_WORKER: the other side is no feed of this build. */
+DPI_API dpi_status dpi_producer_open(int socket, dpi_producer **producer, dpi_error *error);
+/* Number of inputs that each range has; 0 for NULL. */
+DPI_API size_t dpi_producer_inputs(const dpi_producer *producer);
+/* Reserves a range; timeout as in dpi_feed_next. `inputs` receives name, dtype, shape and memory to write to, valid
+ * until the range is filled. DPI_E_CLOSED: the caller wants no more, or is gone. */
+DPI_API dpi_status dpi_producer_reserve(dpi_producer *producer, int64_t timeout_ms, dpi_range *range,
+                                        dpi_tensor *inputs, dpi_error *error);
+/* The rows of the range are written: all of them, or where their number is not known range->rows, which may be lowered.
+ * `last`: nothing more comes from this producer (only where the number is not known). */
+DPI_API dpi_status dpi_producer_fill(dpi_producer *producer, const dpi_range *range, bool last, dpi_error *error);
+/* The range cannot be filled: dpi_feed_next gives `message` (at most 495 bytes are kept) when it comes to it. */
+DPI_API dpi_status dpi_producer_fail(dpi_producer *producer, const dpi_range *range, const char *message,
+                                     dpi_error *error);
+/* NULL is fine. What is reserved is dealt again. */
+DPI_API void dpi_producer_close(dpi_producer *producer);
 
 /* ---- facts ------------------------------------------------------------------------------------------------------ */
 

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #ifndef F_SEAL_FUTURE_WRITE
@@ -98,6 +99,8 @@ static dpi_status arena_map(arena *a, const char *name, arena_access access, dpi
         seals |= F_SEAL_FUTURE_WRITE; /* the mapping above stays writable, later ones cannot be */
     if (fcntl(a->fd, F_ADD_SEALS, seals) != 0)
         return error_set_errno(error, DPI_E_SYSTEM, errno, "cannot seal shared memory");
+    if (access == ARENA_PRODUCERS_WRITE)
+        (void)fchmod(a->fd, 0400); /* without a seal, what keeps others from opening it for writing (root excepted) */
     if (access == ARENA_ALL_WRITE)
         return DPI_OK;
     char path[40];
@@ -248,6 +251,8 @@ uint64_t arena_find(arena *a, const void *address, uint64_t bytes, uint64_t *blo
     pthread_mutex_unlock(&a->lock);
     return found;
 }
+
+int arena_writer_fd(const arena *a) { return a->fd; }
 
 int arena_fd(const arena *a) { return a->reader_fd >= 0 ? a->reader_fd : a->fd; }
 

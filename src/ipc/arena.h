@@ -16,6 +16,7 @@ typedef struct arena arena;
 
 typedef enum arena_access {
     ARENA_CALLER_WRITES, /* sealed against every other writer: workers can map it read-only, whatever they try */
+    ARENA_PRODUCERS_WRITE, /* processes that are given arena_writer_fd can map it writable; workers get a read-only one */
     ARENA_ALL_WRITE,
 } arena_access;
 
@@ -39,7 +40,8 @@ void *arena_at(const arena *a, uint64_t offset);
  * *block (may be NULL) receives where the block begins. */
 uint64_t arena_find(arena *a, const void *address, uint64_t bytes, uint64_t *block);
 
-int arena_fd(const arena *a); /* for a writer (ARENA_ALL_WRITE) or for reading; owned by the arena */
+int arena_writer_fd(const arena *a); /* for producers; owned by the arena */
+int arena_fd(const arena *a);        /* for a writer (ARENA_ALL_WRITE) or for reading; owned by the arena */
 uint64_t arena_max(const arena *a);
 uint64_t arena_committed(arena *a); /* bytes that the memfd has now */
 

@@ -273,7 +273,8 @@ static dpi_status make_memory(dpi_session *s, const dpi_options *o, uint64_t mac
     dpi_status status = arena_create("dpinfer-control", sizeof(control), sizeof(control), ARENA_CALLER_WRITES,
                                      &s->control_arena, error);
     if (!status)
-        status = arena_create("dpinfer-inputs", max, 0, ARENA_CALLER_WRITES, &s->inputs, error);
+        status = arena_create("dpinfer-inputs", max, 0, o->producers ? ARENA_PRODUCERS_WRITE : ARENA_CALLER_WRITES,
+                              &s->inputs, error);
     if (!status)
         status = arena_create("dpinfer-outputs", LAYOUT_CLAIMS_BYTES + max, LAYOUT_CLAIMS_BYTES, ARENA_ALL_WRITE,
                               &s->outputs, error);
@@ -342,6 +343,7 @@ static void keep_options(dpi_session *s, const dpi_options *o)
     s->max_deaths = o->max_deaths ? o->max_deaths : DEFAULT_DEATHS;
     s->on_bad_row = o->on_bad_row;
     s->max_bad_rows = o->max_bad_rows ? o->max_bad_rows : DEFAULT_BAD_ROWS;
+    s->has_producers = o->producers;
     s->bad_row = o->bad_row;
     s->bad_row_context = o->bad_row_context;
     s->event = o->event;

@@ -137,7 +137,7 @@ struct dpi_session {
     bool is_broadcast[PORT_MAX];
     size_t batch_input_count; /* inputs that are not broadcast */
     size_t max_rows, fixed_rows;
-    bool in_caller, deterministic;
+    bool in_caller, deterministic, has_producers;
     size_t total_rows; /* total_batch_size: a fixed split into even shares, also of a short round; 0: it is not */
     size_t queue_depth;
     bell_patience patience;
