@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from ._c import VERSION as __version__
+from .datasets import DistributedSampled, run
 from .errors import *  # noqa: F403
 from .export import Compiled, compile
 from .parallel import DataParallel, empty
 from .session import Pending, Session
 
-__all__ = ["Compiled", "DataParallel", "Pending", "Session", "__version__", "compile", "empty"]
+__all__ = ["Compiled", "DataParallel", "DistributedSampled", "Pending", "Session", "__version__", "compile", "empty", "run"]

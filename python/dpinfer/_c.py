@@ -32,6 +32,7 @@ from .errors import Error, error_of
 
 VERSION = "0.1.0"
 MAX_RANK = 8
+ENDLESS = ctypes.c_uint64(-1).value
 BATCH_AUTO = ctypes.c_size_t(-1).value
 INPUT, OUTPUT = 1, 2
 OK, BUSY, TIMEOUT, CANCELLED = 0, 1, 2, 3
@@ -87,6 +88,17 @@ class COptions(Structure):
         ("log", c_void_p),
         ("log_context", c_void_p),
         ("log_level", c_int),
+        ("on_bad_row", c_int),
+        ("max_bad_rows", c_uint64),
+        ("bad_row", c_void_p),
+        ("bad_row_context", c_void_p),
+        ("max_deaths", c_uint32),
+        ("event", c_void_p),
+        ("event_context", c_void_p),
+        ("no_sandbox", c_bool),
+        ("core_dumps", c_bool),
+        ("worker_memory_bytes", c_uint64),
+        ("producers", c_bool),
     ]
 
 
@@ -109,6 +121,7 @@ class CProgress(Structure):
         ("seconds", c_double),
         ("worker_rows", POINTER(c_uint64)),
         ("worker_count", c_size_t),
+        ("rows_resumed", c_uint64),
     ]
 
 
@@ -129,11 +142,30 @@ class CRunOptions(Structure):
         ("no_overwrite", c_bool),
         ("progress", PROGRESS_FN),
         ("progress_context", c_void_p),
+        ("restart", c_bool),
+        ("no_journal", c_bool),
+        ("journal_interval_ms", c_uint32),
     ]
 
 
 class CRunResult(Structure):
-    _fields_ = [("struct_size", c_size_t), ("rows", c_uint64), ("seconds", c_double)]
+    _fields_ = [("struct_size", c_size_t), ("rows", c_uint64), ("seconds", c_double), ("resumed_rows", c_uint64)]
+
+
+class CFeedOptions(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("inputs", POINTER(CTensor)),
+        ("input_count", c_size_t),
+        ("rows", c_uint64),
+        ("range_rows", c_size_t),
+        ("slots", c_size_t),
+        ("producers", c_size_t),
+    ]
+
+
+class CRange(Structure):
+    _fields_ = [("index", c_uint64), ("first_row", c_uint64), ("rows", c_uint64)]
 
 
 class CWorkerInfo(Structure):
@@ -209,6 +241,8 @@ STRUCTURES = {
     "dpi_progress": CProgress,
     "dpi_run_options": CRunOptions,
     "dpi_run_result": CRunResult,
+    "dpi_feed_options": CFeedOptions,
+    "dpi_range": CRange,
     "dpi_worker_info": CWorkerInfo,
     "dpi_description": CDescription,
     "dpi_worker_stats": CWorkerStats,
@@ -248,6 +282,17 @@ def _declare(library: ctypes.CDLL) -> None:
         "dpi_alloc": (c_void_p, [c_void_p, c_size_t, c_int, error]),
         "dpi_free": (c_int, [c_void_p, c_void_p, error]),
         "dpi_run": (c_int, [c_void_p, POINTER(CRunOptions), POINTER(CRunResult), error]),
+        "dpi_feed_open": (c_int, [c_void_p, POINTER(CFeedOptions), POINTER(c_void_p), error]),
+        "dpi_feed_connect": (c_int, [c_void_p, POINTER(c_int), error]),
+        "dpi_feed_next": (c_int, [c_void_p, c_int64, POINTER(CRange), POINTER(CTensor), error]),
+        "dpi_feed_release": (c_int, [c_void_p, c_uint64, error]),
+        "dpi_feed_close": (None, [c_void_p]),
+        "dpi_producer_open": (c_int, [c_int, POINTER(c_void_p), error]),
+        "dpi_producer_inputs": (c_size_t, [c_void_p]),
+        "dpi_producer_reserve": (c_int, [c_void_p, c_int64, POINTER(CRange), POINTER(CTensor), error]),
+        "dpi_producer_fill": (c_int, [c_void_p, POINTER(CRange), c_bool, error]),
+        "dpi_producer_fail": (c_int, [c_void_p, POINTER(CRange), c_char_p, error]),
+        "dpi_producer_close": (None, [c_void_p]),
         "dpi_describe": (c_int, [c_void_p, POINTER(CDescription), error]),
         "dpi_stats": (c_int, [c_void_p, POINTER(CStats), error]),
     }

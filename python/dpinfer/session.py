@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import weakref
-from typing import Any, Generator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Generator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -243,6 +243,7 @@ class Session:
         isolation: "process", or "thread" (a crash of the engine is the caller's).
         backend_options: passed to the backend.
         cache_dir: folder of compiled engines; "" for none.
+        producers: loader processes may write rows into this session's inputs: see :class:`DistributedSampled`.
 
     Raises:
         ModelError, BackendError, DeviceError, ArgumentError: with the library's sentence.
@@ -263,6 +264,7 @@ class Session:
         deterministic: bool = False,
         backend_options: Optional[Mapping[str, object]] = None,
         cache_dir: Optional[str] = None,
+        producers: bool = False,
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision is {precision!r}; give one of {[p for p in PRECISIONS if p]} or None")
@@ -282,6 +284,7 @@ class Session:
             o.backend_options = (_c.CKeyValue * len(options))(*options)
             o.backend_option_count = len(options)
         o.trust_rows, o.deterministic, o.cache_dir = trust_rows, deterministic, _text(cache_dir)
+        o.producers = producers
         pointer, error = ctypes.c_void_p(), _c.CError()
         status = library.dpi_open(o, pointer, error)
         if status:
@@ -414,6 +417,51 @@ class Session:
             self._handle.leave()
         if status:
             raise _c.failure(status, error)
+
+    @property
+    def inputs(self) -> Tuple[_Port, ...]:
+        """Name, dpi_dtype and shape (-1: free) of each input of a batch."""
+        return tuple(self._inputs)
+
+    def run(
+        self, inputs: Sequence[str], outputs: Sequence[str], progress: Optional[Callable[[int, int], None]] = None
+    ) -> int:
+        """A data set in files, through all devices: workers read and write it themselves. Returns the number of rows.
+
+        Args:
+            inputs: "[NAME=]FILE.npy" or "[NAME=]random:SHAPE:DTYPE:N" for each input.
+            outputs: "[NAME=]FILE.npy", "[NAME=]FILE.csv" or "none" for each output; they appear when whole. A run that was
+                stopped goes on where it ended when it is called again.
+            progress: called with rows done and rows in all, about ten times a second.
+
+        Raises:
+            DataError: a source or sink does not fit. Cancelled, KeyboardInterrupt: interrupted.
+        """
+        interrupt: List[BaseException] = []
+
+        def tell(_: Any, p: Any) -> int:
+            try:
+                if progress is not None:
+                    progress(p.contents.rows_done, p.contents.rows_total)
+                return 0
+            except BaseException as raised:  # also an interrupt that was heard here
+                interrupt.append(raised)
+                return 1
+
+        o, result, error = _c.CRunOptions(struct_size=ctypes.sizeof(_c.CRunOptions)), _c.CRunResult(), _c.CError()
+        o.inputs, o.input_count = (ctypes.c_char_p * len(inputs))(*map(os.fsencode, inputs)), len(inputs)
+        o.outputs, o.output_count = (ctypes.c_char_p * len(outputs))(*map(os.fsencode, outputs)), len(outputs)
+        o.progress, result.struct_size = _c.PROGRESS_FN(tell), ctypes.sizeof(_c.CRunResult)
+        self._handle.enter()
+        try:
+            status = _c.library().dpi_run(self._handle.pointer, o, result, error)
+        finally:
+            self._handle.leave()
+        if interrupt:
+            raise interrupt[0]
+        if status:
+            raise _c.failure(status, error)
+        return int(result.rows)
 
     def close(self) -> None:
         """Ends the session; calls raise ClosedError from now on. Workers end when no array of it is left."""
