@@ -5,7 +5,7 @@ set -euo pipefail
 build=${1:?} out=${2:?}
 rm -rf "$out"
 mkdir -p "$out/bin" "$out/lib"
-for name in dpinfer dpinfer-worker bench_gpu test_conformance_tensorrt test_gpu_kill; do
+for name in dpinfer dpinfer-worker libdpinfer.so bench_gpu test_conformance_tensorrt test_conformance_aoti test_gpu_kill; do
     if [ -e "$build/$name" ]; then strip -o "$out/bin/$name" "$build/$name"; fi
 done
 cp "$build"/dpinfer-tensorrt*.so "$out/bin/"

@@ -247,7 +247,8 @@ def _most_rows(program: Any, high: int) -> int:
     """How many rows the compiled code is for: compiling may have decided by their number, such as how convolutions on a
     CPU are laid out, and what it has decided holds for the example's side of the border."""
     inputs = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and "val" in n.meta]
-    bounds = [t.shape[0].node.shape_env.bound_sympy(t.shape[0].node.expr) for t in inputs if hasattr(t.shape[0], "node")]
+    rows = [t.shape[0] for t in inputs if t.ndim and hasattr(t.shape[0], "node")]  # buffers may have no axis
+    bounds = [n.node.shape_env.bound_sympy(n.node.expr) for n in rows]
     return min([high, *(int(b.upper) for b in bounds)])
 
 
