@@ -39,9 +39,33 @@ static void hear_log(void *context, dpi_log_level level, const char *line)
     fprintf(stderr, "%7.3f %s\n", (double)(clock_now_ns() - began_ns) * 1e-9, line);
 }
 
+/* Whether something in the plan sends this signal, or sim of itself. */
+static bool has_signal(const plan *p, int number)
+{
+    bool has = p->poison == POISON_DIE && number == SIGKILL;
+    for (size_t i = 0; i < p->fault_count; i++)
+        has |= p->faults[i].signal == number;
+    for (size_t i = 0; i < p->kill_count; i++)
+        has |= p->kills[i].signal == number;
+    return has;
+}
+
+/* A worker that crashes, or that a sanitizer ends, without the plan's doing. */
+static void judge_death(const plan *p, const char *json)
+{
+    enum { LEAVES = 7 }; /* exit_at_slice */
+    const char *signal_at = strstr(json, "\"signal\":"), *code_at = strstr(json, "\"exit_code\":");
+    int number = signal_at ? atoi(signal_at + 9) : 0, code = code_at ? atoi(code_at + 12) : 0;
+    bool fails = code == 1 && plan_count(p, FAULT_FAIL_COMPILE, FAULT_FAIL_COMPILE);
+    if ((number && !has_signal(p, number)) || (code && code != LEAVES && !fails))
+        plan_fail("a worker died without the plan's doing: %s", json);
+}
+
 static void hear_event(void *context, const char *json)
 {
     play *y = context;
+    if (strstr(json, "{\"event\":\"died\"") == json && !strstr(json, "\"hung\":true"))
+        judge_death(y->p, json);
     y->hangs += strstr(json, "\"hung\":true") != NULL;
     fprintf(stderr, "%7.3f %s\n", (double)(clock_now_ns() - began_ns) * 1e-9, json);
 }
