@@ -112,7 +112,7 @@ static void draw_limits(plan *p, unsigned patience)
     for (size_t i = 0; i < p->kill_count; i++)
         hangs |= p->kills[i].signal == SIGSTOP;
     p->slice_timeout_ms = hangs ? 300 * patience : 0;
-    p->compile_timeout_ms = hangs ? 2000 * patience : 0;
+    p->compile_timeout_ms = hangs ? 4000 * patience : 0;
 }
 
 void plan_draw(plan *p, uint64_t seed, const char *real, unsigned patience)
