@@ -17,11 +17,12 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-#define TICK_MS  100
-#define HARD_CAP 10 /* times the limit: a hang even while CPU time advances */
-#define LEAVE_NS 1500000000
-#define OBEY_NS  5000000000 /* an idle worker that is told to leave may take this long */
-#define MUTE_NS  300000000  /* a worker whose socket has closed may take this long to die */
+#define TICK_MS       100
+#define HARD_CAP      10 /* times the limit: a hang even while CPU time advances */
+#define LEAVE_NS      1500000000
+#define OBEY_NS       5000000000 /* an idle worker that is told to leave may take this long */
+#define LEAST_IDLE_NS 1000000000 /* to be scheduled at all takes its time, however short slices are */
+#define MUTE_NS       300000000  /* a worker whose socket has closed may take this long to die */
 
 /* ---- messages --------------------------------------------------------------------------------------------------- */
 
@@ -234,7 +235,8 @@ static void check_leaving(dpi_session *s, size_t w, int64_t now)
 
 static int64_t idle_limit_ns(const dpi_session *s)
 {
-    return s->slice_timeout_ms ? (int64_t)s->slice_timeout_ms * 1000000 : 10000000000;
+    int64_t limit = s->slice_timeout_ms ? (int64_t)s->slice_timeout_ms * 1000000 : 10000000000;
+    return limit > LEAST_IDLE_NS ? limit : LEAST_IDLE_NS;
 }
 
 /* A worker that says that it is idle and yet neither answers a question nor begins the slices that are its own: it has

@@ -67,6 +67,7 @@ static void hear_event(void *context, const char *json)
     if (strstr(json, "{\"event\":\"died\"") == json && !strstr(json, "\"hung\":true"))
         judge_death(y->p, json);
     y->hangs += strstr(json, "\"hung\":true") != NULL;
+    y->idle_hangs += strstr(json, "did nothing for") != NULL;
     fprintf(stderr, "%7.3f %s\n", (double)(clock_now_ns() - began_ns) * 1e-9, json);
 }
 
@@ -75,11 +76,14 @@ static void hear_event(void *context, const char *json)
 /* Hangs that the plan does not have: the machine was too slow for the plan's limits. */
 static unsigned slow_hangs(const play *y)
 {
-    unsigned planned =
-        plan_count(y->p, FAULT_HANG, FAULT_HANG) + plan_count(y->p, FAULT_HANG_COMPILE, FAULT_HANG_READY);
+    unsigned stops = 0, planned = plan_count(y->p, FAULT_HANG, FAULT_HANG) +
+                                  plan_count(y->p, FAULT_HANG_COMPILE, FAULT_HANG_READY);
     for (size_t i = 0; i < y->p->kill_count; i++)
-        planned += y->p->kills[i].signal == SIGSTOP;
-    return y->p->poison == POISON_HANG || y->hangs <= planned ? 0 : y->hangs - planned;
+        stops += y->p->kills[i].signal == SIGSTOP;
+    if (y->p->poison == POISON_HANG) /* these hang as often as they are tried, but in a slice */
+        return y->idle_hangs > stops ? y->idle_hangs - stops : 0;
+    planned += stops;
+    return y->hangs <= planned ? 0 : y->hangs - planned;
 }
 
 /* A row that is not at fault may be given up when three trials of it have died of other things. */

@@ -52,9 +52,9 @@ typedef struct play {
     dpi_session *s;
     char folder[PATH_SIZE]; /* of this process alone, for files */
     pthread_t killer;
-    atomic_bool open, over;    /* for the killer */
-    atomic_uint hangs, killed; /* hangs that were told, signals that were sent */
-    atomic_bool ended;         /* the session has failed as a whole, as the plan allows */
+    atomic_bool open, over;                /* for the killer */
+    atomic_uint hangs, idle_hangs, killed; /* hangs that were told, signals that were sent */
+    atomic_bool ended;                     /* the session has failed as a whole, as the plan allows */
 } play;
 
 /* Plays the plan in this process. `folder` is empty, and is emptied again. Returns when all is as it should be. */
