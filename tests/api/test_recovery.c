@@ -336,6 +336,7 @@ static void a_worker_waits_until_its_engine_was_compared(void **state)
     dpi_options o = quietly();
     o.batch = 1;
     o.slice_timeout_ms = 5000;
+    o.compile_timeout_ms = 20000;
     o.event = tell_slowly;
     o.event_context = &told;
     kit *k = kit_open(SIMPLE "fixed_us 300000\n", "sim:0,sim:7,sim:2", &o);
