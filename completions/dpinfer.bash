@@ -10,7 +10,7 @@ _dpinfer() {
         return
     fi
     case $prev in
-    --backend) mapfile -t COMPREPLY < <(compgen -W "openvino onnxruntime sim" -- "$cur"); return ;;
+    --backend) mapfile -t COMPREPLY < <(compgen -W "tensorrt openvino onnxruntime aoti sim" -- "$cur"); return ;;
     --precision) mapfile -t COMPREPLY < <(compgen -W "model fp32 fp16 bf16" -- "$cur"); return ;;
     --isolation) mapfile -t COMPREPLY < <(compgen -W "process thread" -- "$cur"); return ;;
     --wait) mapfile -t COMPREPLY < <(compgen -W "auto block yield spin" -- "$cur"); return ;;

@@ -272,25 +272,96 @@ def run(
     with DistributedSampled(
         model, dataset, num_workers, batch_size=batch_size, start_method=start_method, **options
     ) as results:  # fmt: skip
+        files = None if output is None else [output] if isinstance(output, (str, os.PathLike)) else list(output)
+        kept: Union[_Files, _Kept] = _Files(files, results, len(dataset) if results._whole else None) if files else _Kept(results)
         bar = _Progress(len(dataset) if results._whole else None, progress)
-        parts: List[Tuple[Any, ...]] = []
         try:
-            done = 0
             for result in results:
                 flat = tuple(result.values()) if isinstance(result, dict) else result if isinstance(result, tuple) else (result,)
-                parts.append(flat)
-                done += len(flat[0])
-                bar.set(done)
+                kept.add(flat)
+                bar.set(kept.rows)
+            return kept.end()
+        except BaseException:
+            kept.drop()
+            raise
         finally:
             bar.close()
-        joined = _join(parts, results)
-        if output is not None:
-            _save(joined, [output] if isinstance(output, (str, os.PathLike)) else list(output))
-            return done
-        model_opened = results._model
-        if isinstance(model_opened, DataParallel) and model_opened._return_dict:
-            return dict(zip(model_opened._names, joined))
+
+
+class _Kept:
+    """Results in memory, until they are joined."""
+
+    def __init__(self, results: DistributedSampled) -> None:
+        self._results, self._parts, self.rows = results, [], 0  # type: DistributedSampled, List[Tuple[Any, ...]], int
+
+    def add(self, arrays: Tuple[Any, ...]) -> None:
+        self._parts.append(arrays)
+        self.rows += len(arrays[0])
+
+    def drop(self) -> None:
+        self._parts.clear()
+
+    def end(self) -> Any:
+        joined = _join(self._parts, self._results)
+        model = self._results._model
+        if isinstance(model, DataParallel) and model._return_dict:
+            return dict(zip(model._names, joined))
         return joined[0] if len(joined) == 1 else joined
+
+
+class _Files:
+    """Results in .npy files that appear under their names when whole; in memory only where the number of rows is not known."""
+
+    def __init__(self, files: List[Any], results: DistributedSampled, rows: Optional[int]) -> None:
+        self._files, self._results, self._total = [pathlib.Path(f) for f in files], results, rows
+        self._parts: List[Tuple[Any, ...]] = []
+        self._maps: List[Any] = []
+        self.rows = 0
+        outputs = len(results._session.output_names)
+        if len(files) != outputs:
+            raise ValueError(f"the model has {outputs} outputs, and {len(files)} files were given")
+        if any(f.suffix != ".npy" for f in self._files):
+            raise ValueError("results of a data set of Python are written as .npy")
+
+    def _part(self, file: pathlib.Path) -> pathlib.Path:
+        return file.with_name(file.name + ".part")
+
+    def _open(self, arrays: Sequence[Any], rows: int) -> None:
+        for array, file in zip(arrays, self._files):
+            self._maps.append(
+                np.lib.format.open_memmap(self._part(file), "w+", array.dtype, (rows, *array.shape[1:]))
+            )
+
+    def add(self, arrays: Tuple[Any, ...]) -> None:
+        plain = tuple(to_numpy(a)[0] for a in arrays)
+        if self._total is None:
+            self._parts.append(plain)
+        else:
+            if not self._maps:
+                self._open(plain, self._total)
+            for array, to in zip(plain, self._maps):
+                to[self.rows : self.rows + len(array)] = array
+        self.rows += len(plain[0])
+
+    def drop(self) -> None:
+        self._maps.clear()
+        for file in self._files:
+            self._part(file).unlink(missing_ok=True)
+
+    def end(self) -> int:
+        if not self._maps:
+            joined = _join(self._parts, self._results)
+            self._open(joined, self.rows)
+            for array, to in zip(joined, self._maps):
+                to[:] = array
+        for to in self._maps:
+            to.flush()
+        self._maps.clear()
+        for file in self._files:
+            with open(self._part(file), "rb") as written:
+                os.fsync(written.fileno())
+            os.replace(self._part(file), file)
+        return self.rows
 
 
 def _join(parts: List[Tuple[Any, ...]], results: DistributedSampled) -> Tuple[Any, ...]:
@@ -302,21 +373,6 @@ def _join(parts: List[Tuple[Any, ...]], results: DistributedSampled) -> Tuple[An
         torch = torch_module()
         return tuple(torch.cat(column) for column in columns)
     return tuple(np.concatenate(column) for column in columns)
-
-
-def _save(arrays: Tuple[Any, ...], files: List[Any]) -> None:
-    if len(files) != len(arrays):
-        raise ValueError(f"the model has {len(arrays)} outputs, and {len(files)} files were given")
-    if any(pathlib.Path(f).suffix != ".npy" for f in files):
-        raise ValueError("results of a data set of Python are written as .npy")
-    parts = [pathlib.Path(f"{os.fspath(f)}.part") for f in files]
-    for array, part in zip(arrays, parts):
-        with open(part, "wb") as out:
-            np.save(out, to_numpy(array)[0])
-            out.flush()
-            os.fsync(out.fileno())
-    for part, file in zip(parts, files):
-        os.replace(part, file)
 
 
 def _run_file(model: Any, source: str, output: Any, progress: Optional[bool], options: Any) -> int:

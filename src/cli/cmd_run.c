@@ -38,7 +38,7 @@ static const char help[] =
     "workers\n"
     "    --batch N|auto            rows per device and engine call (64); auto measures which is best\n"
     "    --precision P             model (default), fp32, fp16, bf16\n"
-    "    --backend B               openvino, onnxruntime, sim; --library FILE names its library\n"
+    "    --backend B               tensorrt, openvino, onnxruntime, aoti, sim; --library FILE names its library\n"
     "    --provider NAME --provider-option K=V    ONNX Runtime's execution provider\n"
     "    --shape NAME=RANGE        tensorrt: range of an input's free axes beside the rows: 3x224x224, or\n"
     "                              least:usual:most as 3x64x64:3x224x224:3x512x512\n"

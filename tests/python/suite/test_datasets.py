@@ -175,7 +175,23 @@ def test_files(path, tmp_path):
     assert dpinfer.run(path, tmp_path / "x.npy", tmp_path / "z.npy", devices="sim:0") == 500
     assert dpinfer.run(path, Rows(20), tmp_path / "w.npy", devices="sim:0") == 20
     assert np.load(tmp_path / "w.npy").shape == (20, 4)
+    assert dpinfer.run(path, Stream(), tmp_path / "w.npy", devices="sim:0", batch_size=4) == 22
+    assert np.load(tmp_path / "w.npy").shape == (22, 4)
+    with pytest.raises(ValueError, match="2 files"):
+        dpinfer.run(path, Rows(2), [tmp_path / "a.npy", tmp_path / "b.npy"], devices="sim:0")
+    with pytest.raises(ValueError, match=".npy"):
+        dpinfer.run(path, Rows(2), tmp_path / "a.csv", devices="sim:0")
+    with pytest.raises(dpinfer.DataError):
+        dpinfer.run(path, Rows(20, raises=15), tmp_path / "v.npy", devices="sim:0", batch_size=5)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["m.sim", "w.npy", "x.npy", "y.npy", "z.npy"]
+
+
+def test_a_bar_where_it_is_wanted(session, capfd):
+    pytest.importorskip("tqdm")
+    dpinfer.run(session, Rows(20), progress=True)
+    assert "20/20" in capfd.readouterr().err
+    dpinfer.run(session, Rows(20))
+    assert capfd.readouterr().err == "", "no terminal, no bar"
 
 
 def test_the_callers_death_ends_the_loaders(path):
