@@ -108,11 +108,13 @@ static dpi_status read_notes(aoti_package *p, dpi_error *error)
         const zip_entry *e = &p->zip.entries[i];
         if (!in_model_folder(p, e))
             continue;
-        if (ends_with(e->name, ".blob"))
+        if (ends_with(e->name, ".blob")) {
+            json_decref(root);
             return error_set(error, DPI_E_MODEL,
                              "%s has its weights outside of the model's library, which is not read; "
                              "compile it with the constants in the library",
                              p->name);
+        }
         if (ends_with(e->name, ".wrapper_metadata.json") || (!root && ends_with(e->name, "_metadata.json"))) {
             json_decref(root);
             root = json_loadb((const char *)e->data, e->bytes, 0, NULL);
