@@ -22,7 +22,7 @@ from dpinfer import _c
 from dpinfer.arrays import NUMBERS
 
 NULL = "touch none\ninput x float32 N {}\noutput y float32 N 1\n"
-ROWS, LOADERS, BATCH = 1024, 2, 32
+ROWS, LOADERS, BATCH = 2048, 2, 32
 
 
 class Images:
@@ -134,13 +134,14 @@ def article_rate():
 
 def dpinfer_rate(path):
     with dpinfer.DistributedSampled(path, Images(), LOADERS, batch_size=BATCH, devices="sim:0*2") as results:
-        rows, began = 0, None
+        rows, began, ended = 0, None, None
         for y in results:
+            ended = time.perf_counter()
             if began is None:
-                began = time.perf_counter()
+                began = ended
             else:
                 rows += len(y)
-        return rows / (time.perf_counter() - began)
+        return rows / (ended - began)
 
 
 def generator_rate(_):
