@@ -5,6 +5,7 @@
  */
 #include "backend/backend.h"
 #include "backend/cuda_pipe.h"
+#include "backend/onnx_opset.h"
 #include "backend/tensorrt_library.h"
 #include "backend/tensorrt_options.h"
 #include "base/file.h"
@@ -15,8 +16,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define IO_MAX         (2 * PORT_MAX)
-#define PLAN_MAX_BYTES ((size_t)64 << 30)
+#define IO_MAX            (2 * PORT_MAX)
+#define PLAN_MAX_BYTES    ((size_t)64 << 30)
+#define NEWEST_OPSET_OF_8 17
 
 typedef struct launch { /* a slot's captured computation */
     CUgraphExec graph;
@@ -115,6 +117,20 @@ static dpi_status rt_hash_device(backend_library *library, const backend_device 
 /* ---- building --------------------------------------------------------------------------------------------------- */
 
 static const char *model_name(const backend_model *model) { return model->path ? model->path : "the model in memory"; }
+
+/* The parser of version 8 reads newer operators as if they were older: ReduceMean, whose axes are an input from 18 on,
+ * over all axes. */
+static dpi_status check_opset(const backend_library *library, const backend_open_options *o, dpi_error *error)
+{
+    int64_t opset = onnx_opset(o->model);
+    if (atoi(library->version) > 8 || opset <= NEWEST_OPSET_OF_8)
+        return DPI_OK;
+    return error_set(
+        error, DPI_E_MODEL,
+        "TensorRT %s knows the operators of ONNX up to version %d, and %s uses %lld; export it with opset %d, "
+        "or install TensorRT 10",
+        library->version, NEWEST_OPSET_OF_8, model_name(o->model), (long long)opset, NEWEST_OPSET_OF_8);
+}
 
 /* Whether the graph's types are its precision (typed), or flags allow others. */
 static dpi_status choose_typing(const backend_library *library, const backend_open_options *o, bool *typed,
@@ -232,7 +248,9 @@ static dpi_status compile(backend_engine *e, const backend_open_options *o, cons
 {
     backend_library *library = e->library;
     bool typed;
-    dpi_status status = choose_typing(library, o, &typed, error);
+    dpi_status status = check_opset(library, o, error);
+    if (!status)
+        status = choose_typing(library, o, &typed, error);
     if (status)
         return status;
     library->alive = o->alive;
