@@ -15,8 +15,9 @@
 typedef struct arena arena;
 
 typedef enum arena_access {
-    ARENA_CALLER_WRITES, /* sealed against every other writer: workers can map it read-only, whatever they try */
-    ARENA_PRODUCERS_WRITE, /* processes that are given arena_writer_fd can map it writable; workers get a read-only one */
+    ARENA_CALLER_WRITES,   /* sealed against every other writer: workers can map it read-only, whatever they try */
+    ARENA_PRODUCERS_WRITE, /* processes that are given arena_writer_fd can map it writable; workers get a read-only one
+                            */
     ARENA_ALL_WRITE,
 } arena_access;
 

@@ -51,6 +51,7 @@ enum {
     BATCH_SHARD = 1u << 0,     /* slices are dealt from one queue; rows come from and go to a job's files */
     BATCH_STEAL = 1u << 1,     /* idle workers may take slices planned for others */
     BATCH_RING_EACH = 1u << 2, /* ring at every slice, not only at the last: the waiter copies results as they come */
+    BATCH_UNSURE = 1u << 3,    /* `left` may have lost a step with a worker that died: each one may be the last */
 };
 
 typedef struct layout_array {

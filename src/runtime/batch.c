@@ -202,10 +202,12 @@ static void publish(dpi_session *s, batch *b)
                 continue;
             if (copies)
                 bytes += copy_slice(s, b, d, w, slice);
-            claim_publish(&c->word[slice],
+            claim_publish(&c->word[slice], /* T1 publish */
                           (claim){.sequence = b->sequence, .worker = (uint32_t)w, .state = CLAIM_CLAIMED});
             left--;
-            if (copies || turn == 0)
+            /* The first, so that it begins, and the last, for it may have gone to sleep in between. */
+            bool is_last = slice + 1 == atomic_load_explicit(&d->first_slice[w + 1], memory_order_relaxed);
+            if (copies || turn == 0 || is_last)
                 ring_worker(s, w);
         }
     }
@@ -411,7 +413,7 @@ dpi_status batch_submit_chunk(dpi_session *s, const shard_chunk *chunk, dpi_tick
     atomic_store_explicit(&d->slice_rows[0], (uint32_t)s->max_rows, memory_order_relaxed);
     atomic_store_explicit(&d->predicted_ns, 0, memory_order_relaxed);
     claims *c = batch_claims(s, slot);
-    for (uint32_t i = 0; i < b->slice_count; i++)
+    for (uint32_t i = 0; i < b->slice_count; i++) /* T1 publish */
         claim_publish(&c->word[i], (claim){.sequence = b->sequence, .state = CLAIM_FREE});
     enter_slot(s, b, slot, BATCH_SHARD);
     add_ticket(s, b, ticket);

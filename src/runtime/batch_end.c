@@ -42,7 +42,7 @@ static void free_array(dpi_session *s, arena *in, batch_array *a)
     a->block = ARENA_NONE;
 }
 
-/* Every slice is terminal: the slot is free for the next batch, the inputs' memory too. Under the lock. */
+/* T21 settle. Every slice is terminal: the slot is free for the next batch, the inputs' memory too. Under the lock. */
 void batch_settle(dpi_session *s, batch *b)
 {
     if (b->slot < 0)
@@ -129,21 +129,26 @@ void batch_announce_end(dpi_session *s)
         log_debug(&s->log, "the event descriptor is full");
 }
 
-/* Slices from `first` on that nobody has started are dropped. */
+/* T7 drop. Slices from `first` on that nobody has started. */
 void batch_drop_unstarted(dpi_session *s, batch *b, uint32_t first)
 {
     if (b->slot < 0)
         return;
     claims *c = batch_claims(s, b->slot);
+    bool any = false, last = false;
     for (uint32_t i = first; i < b->slice_count; i++) {
         claim now = claim_load(&c->word[i]), bad = now;
         bad.state = CLAIM_BAD;
         bad.worker = CLAIM_DROPPED;
         uint32_t left;
-        if (now.sequence == b->sequence && (now.state == CLAIM_FREE || now.state == CLAIM_CLAIMED) &&
-            claim_move(&c->word[i], now, bad) && hint_step(&c->left, b->sequence, &left) && left == 1)
-            batch_announce_end(s);
+        if (now.sequence != b->sequence || (now.state != CLAIM_FREE && now.state != CLAIM_CLAIMED) ||
+            !claim_move(&c->word[i], now, bad))
+            continue;
+        any = true;
+        last |= hint_step(&c->left, b->sequence, &left) && left == 1;
     }
+    if (last || (any && (atomic_load(&s->control->batches[b->slot].flags) & BATCH_UNSURE)))
+        batch_announce_end(s);
 }
 
 /* Copies finished rows to plain memory up to the first unfinished slice. */
@@ -184,11 +189,9 @@ uint64_t batch_slice_rows(const dpi_session *s, const batch *b, uint32_t slice, 
     return first;
 }
 
-/* Looks at the claim words from the cursor on; true when every slice is terminal. The waiter's, or under the lock. */
-bool batch_scan(dpi_session *s, batch *b)
+static void scan_on(dpi_session *s, batch *b)
 {
-    claims *c = batch_claims(s, b->slot);
-    uint32_t before = b->cursor;
+    const claims *c = batch_claims(s, b->slot);
     for (; b->cursor < b->slice_count; b->cursor++) {
         claim now = claim_load(&c->word[b->cursor]);
         if (now.sequence != b->sequence || !claim_is_terminal(now))
@@ -200,8 +203,17 @@ bool batch_scan(dpi_session *s, batch *b)
         else
             note_failure(s, b, now);
     }
-    if (b->failed)
+}
+
+/* Looks at the claim words from the cursor on; true when every slice is terminal. The waiter's, or under the lock. */
+bool batch_scan(dpi_session *s, batch *b)
+{
+    uint32_t before = b->cursor;
+    scan_on(s, b);
+    if (b->failed && b->cursor < b->slice_count) {
         batch_drop_unstarted(s, b, b->cursor);
+        scan_on(s, b); /* nobody rings for what we have dropped ourselves */
+    }
     if (b->cursor != before && !b->shard)
         copy_out(s, b, b->cursor < b->slice_count ? batch_slice_rows(s, b, b->cursor, NULL) : b->rows);
     return b->cursor >= b->slice_count;

@@ -43,7 +43,7 @@ static dpi_status wait_terminal(dpi_session *s, batch *b, int64_t deadline_ns, d
             return error_set(error, DPI_TIMEOUT, "the deadline passed; %u of %u slices are done", b->cursor,
                              b->slice_count);
         int64_t until = now + 100000000; /* a lost ring costs this much, never a hang */
-        bell_wait(&c->bell, seen, &d->waiting, s->patience, until < deadline_ns ? until : deadline_ns);
+        bell_wait(&c->bell, seen, &d->waiting, s->patience, until < deadline_ns ? until : deadline_ns); /* T12 sleep */
     }
 }
 

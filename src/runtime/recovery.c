@@ -101,11 +101,11 @@ static bool move_word(dpi_session *s, const batch *b, uint32_t slice, claim now,
     return true;
 }
 
+/* T13 orphans */
 static void orphans_moved(dpi_session *s, const batch *b)
 {
     batch_desc *d = &s->control->batches[b->slot];
-    /* `left` may have lost a step with the one who died: from here on every finisher rings. */
-    atomic_fetch_or(&d->flags, BATCH_RING_EACH);
+    atomic_fetch_or(&d->flags, BATCH_UNSURE);
     atomic_fetch_add(&d->orphans, 1);
 }
 
@@ -185,7 +185,7 @@ static void drop_first(dpi_session *s)
     free(x);
 }
 
-/* Moves the first suspect's word to its end and drops it. Under the lock. */
+/* T8 judge. Moves the first suspect's word to its end and drops it. Under the lock. */
 static void finish_first(dpi_session *s, uint32_t state, uint32_t by)
 {
     const suspect *x = s->recovery->first;
@@ -207,12 +207,16 @@ static void finish_first(dpi_session *s, uint32_t state, uint32_t by)
 static void take_word(dpi_session *s, batch *b, uint32_t slice, claim now, const death *d, blame *of, bool *freed)
 {
     uint32_t w = now.worker;
-    if (now.state == CLAIM_CLAIMED || !d->counts) {
+    if (now.state == CLAIM_SUSPECT) { /* it had no time to tell of it */
+        if (!add_suspect(s, b, slice, of, d->reason))
+            *freed |= move_word(s, b, slice, now, CLAIM_FREE, 0);
+    } else if (now.state == CLAIM_CLAIMED || !d->counts) { /* T5 free */
         *freed |= move_word(s, b, slice, now, CLAIM_FREE, 0);
     } else if (d->status != DPI_E_WORKER) {
         judge(b, d->status, d->reason);
         move_word(s, b, slice, now, CLAIM_BAD, CLAIM_JUDGED);
-    } else if (move_word(s, b, slice, now, CLAIM_SUSPECT, w) && !add_suspect(s, b, slice, of, d->reason)) {
+    } else if (move_word(s, b, slice, now, CLAIM_SUSPECT, w) &&
+               /* T6 suspect */ !add_suspect(s, b, slice, of, d->reason)) {
         now.state = CLAIM_SUSPECT;
         *freed |= move_word(s, b, slice, now, CLAIM_FREE, 0); /* out of memory: without a trial, then */
     }
@@ -227,11 +231,13 @@ static void take_batch(dpi_session *s, batch *b, size_t w, const death *d, blame
         if (now.sequence != b->sequence || now.worker != w)
             continue;
         if (now.state == CLAIM_CLAIMED ||
-            (now.state == CLAIM_RUNNING && now.generation == (s->workers[w].generation & 0x7ffffu)))
+            (now.state == CLAIM_RUNNING && now.generation == (s->workers[w].generation & 0x7ffffu)) ||
+            (now.state == CLAIM_SUSPECT && !find_suspect(s->recovery, b->slot, b->sequence, i)))
             take_word(s, b, i, now, d, of, &freed);
     }
-    atomic_fetch_or(&s->control->batches[b->slot].flags, BATCH_RING_EACH);
-    if (freed)
+    atomic_fetch_or(&s->control->batches[b->slot].flags, BATCH_UNSURE);
+    if (freed ||
+        b->shard) /* shard mode: a slice that it was dealt and had not begun is FREE still, and dealt no more */
         orphans_moved(s, b);
     ring_waiters(s, b);
 }
@@ -304,7 +310,7 @@ void recovery_free_planned(dpi_session *s, batch *b)
         for (; i < end && i < b->slice_count; i++) {
             claim now = claim_load(&batch_claims(s, b->slot)->word[i]);
             if (now.sequence == b->sequence && now.state == CLAIM_CLAIMED)
-                freed |= move_word(s, b, i, now, CLAIM_FREE, 0);
+                freed |= move_word(s, b, i, now, CLAIM_FREE, 0); /* T5 free */
         }
     }
     if (!freed)
@@ -341,6 +347,7 @@ static size_t choose_worker(dpi_session *s, const suspect *x, const row_range *r
     return best;
 }
 
+/* T15 ask */
 static void ask_trial(dpi_session *s, const suspect *x, size_t w, const row_range *range)
 {
     recovery *r = s->recovery;
@@ -466,6 +473,7 @@ static void adopt_suspects(dpi_session *s, size_t w, const char *reason)
 {
     char text[640];
     snprintf(text, sizeof text, "%s: %s", s->devices.items[w].name, reason);
+    bool freed = false;
     pthread_mutex_lock(&s->lock);
     for (int slot = 0; slot < LAYOUT_SLOTS; slot++) {
         const batch *b = s->slots[slot];
@@ -477,11 +485,17 @@ static void adopt_suspects(dpi_session *s, size_t w, const char *reason)
             blame *of = calloc(1, sizeof *of);
             if (of)
                 of->worker = w;
-            if (!of || !add_suspect(s, b, i, of, text))
-                free(of); /* the next tick tries again */
+            if (!of || !add_suspect(s, b, i, of, text)) {
+                free(of);
+                freed = true;
+                move_word(s, b, i, now, CLAIM_FREE, 0); /* out of memory: without a trial, then */
+                orphans_moved(s, b);
+            }
         }
     }
     pthread_mutex_unlock(&s->lock);
+    if (freed)
+        ring_workers(s);
 }
 
 void recovery_message(dpi_session *s, size_t w, const json_t *message)
@@ -600,6 +614,7 @@ bool recovery_owes(dpi_session *s, size_t w)
     return owes;
 }
 
+/* T22 anew */
 void recovery_free_all(dpi_session *s)
 {
     pthread_mutex_lock(&s->lock);
@@ -613,9 +628,9 @@ void recovery_free_all(dpi_session *s)
             continue;
         claims *c = batch_claims(s, slot);
         for (uint32_t i = 0; i < b->slice_count; i++) {
-            claim now = claim_load(&c->word[i]);
+            claim now = claim_load(&c->word[i]), unclaimed = {.sequence = b->sequence, .state = CLAIM_FREE};
             if (now.sequence != b->sequence || !claim_is_terminal(now))
-                claim_publish(&c->word[i], (claim){.sequence = b->sequence, .state = CLAIM_FREE});
+                claim_move(&c->word[i], now, unclaimed); /* not a store: who waits may be dropping it meanwhile */
         }
         orphans_moved(s, b);
         ring_waiters(s, b);

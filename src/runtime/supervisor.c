@@ -267,24 +267,31 @@ static void check_idle(dpi_session *s, size_t w, int64_t now)
     supervisor_end_worker(s, w, &e);
 }
 
-/* Work that nobody has started although somebody should have: ring again. A lost ring (a worker's lying hint, a
- * counter gone wrong) must cost time, never a hang. */
+/* The queue of shard mode stands at its end, or is not this batch's, beside a slice that nobody has begun. Under the
+ * lock: the slot stays this batch's while its hint is written. */
+static void refill_queue(const batch *b, claims *c)
+{
+    uint64_t next = atomic_load(&c->next);
+    if ((uint32_t)next != 0 && next >> 32 == b->sequence)
+        return;
+    for (uint32_t i = 0; i < b->slice_count; i++) {
+        claim now = claim_load(&c->word[i]);
+        if (now.sequence == b->sequence && now.state == CLAIM_FREE) {
+            hint_start(&c->next, b->sequence, b->slice_count - i);
+            return;
+        }
+    }
+}
+
+/* Work that nobody has started although somebody should have: ring again. No ring is ever lost by the rules; by a
+ * worker's lying hints one may be, which must cost time, never a hang. */
 static void nudge(dpi_session *s)
 {
-    uint64_t active = atomic_load(&s->control->active);
-    for (; active; active &= active - 1) {
-        uint32_t slot = (uint32_t)__builtin_ctzll(active);
-        batch_desc *b = &s->control->batches[slot];
-        claims *c = (claims *)arena_at(s->outputs, slot * sizeof(claims));
-        uint32_t sequence = atomic_load(&b->sequence), count = atomic_load(&b->slice_count);
-        if (!sequence || !(atomic_load(&b->flags) & BATCH_SHARD) || (uint32_t)atomic_load(&c->next) != 0)
-            continue;
-        for (uint32_t i = 0; i < count && i < LAYOUT_SLICES; i++)
-            if (claim_load(&c->word[i]).sequence == sequence && claim_load(&c->word[i]).state == CLAIM_FREE) {
-                hint_start(&c->next, sequence, count - i);
-                break;
-            }
-    }
+    pthread_mutex_lock(&s->lock);
+    for (int slot = 0; slot < LAYOUT_SLOTS; slot++)
+        if (s->slots[slot] && s->slots[slot]->shard)
+            refill_queue(s->slots[slot], batch_claims(s, slot));
+    pthread_mutex_unlock(&s->lock);
     for (size_t w = 0; w < s->count; w++)
         if (atomic_load(&s->workers[w].page->sleeping)) {
             atomic_fetch_add(&s->control->workers[w].bell, 1);
@@ -394,7 +401,7 @@ static void look_at_worker(dpi_session *s, size_t w)
     if (s->in_caller || k->ended || k->process.pidfd < 0)
         return;
     if (child_ended(&k->process, clock_now_ns(), &signal_number, &code)) {
-        k->ended = true;
+        k->ended = true; /* T19 see */
         if (k->socket >= 0)
             take_message(s, w); /* its last message explains more than its death */
         if (!atomic_load(&s->failed) && !atomic_load(&s->quit) && k->state != WORKER_WAITING)

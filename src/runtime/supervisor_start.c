@@ -159,6 +159,7 @@ void supervisor_start_all(dpi_session *s)
         }
 }
 
+/* T20 restart */
 void supervisor_restart_due(dpi_session *s)
 {
     int64_t now = clock_now_ns();

@@ -183,7 +183,7 @@ void worker_loop(worker *w)
         }
         if (!w->last_idle_ns)
             w->last_idle_ns = clock_now_ns();
-        bell_wait(&mine->bell, seen, &w->page->sleeping, patience, look_again_ns);
+        bell_wait(&mine->bell, seen, &w->page->sleeping, patience, look_again_ns); /* T12 sleep */
     }
     while (w->flight_count)
         land_oldest(w);

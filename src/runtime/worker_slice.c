@@ -18,7 +18,8 @@ static double slice_cost_ns(const worker *w, uint32_t who, uint64_t rows)
            (double)rows * (double)atomic_load_explicit(&c->row_ns, memory_order_relaxed);
 }
 
-/* From whichever state may be taken to RUNNING by us. */
+/* T2 start, T3 steal: from whichever state may be taken to RUNNING by us. The names T1 to T22 are those of
+ * protocol.pml. */
 static bool try_take(worker *w, _Atomic uint64_t *word, claim now)
 {
     claim running = {.sequence = now.sequence, .generation = w->generation, .worker = w->index, .state = CLAIM_RUNNING};
@@ -28,7 +29,7 @@ static bool try_take(worker *w, _Atomic uint64_t *word, claim now)
 static bool claim_shared(worker *w, const batch_desc *b, uint32_t sequence, claims *c, flight *f)
 {
     uint32_t count = atomic_load_explicit(&b->slice_count, memory_order_relaxed), untried;
-    while (hint_step(&c->next, sequence, &untried)) {
+    while (hint_step(&c->next, sequence, &untried)) { /* T10 deal */
         if (untried > count || count > LAYOUT_SLICES)
             return false; /* the slot is being given to another batch */
         uint32_t i = count - untried;
@@ -65,14 +66,16 @@ static bool claim_own(worker *w, const batch_desc *b, uint32_t slot, uint32_t se
     return false;
 }
 
-/* Slices that somebody died over and that anybody may have now. */
+/* T14 look. Slices that somebody died over and that anybody may have now. */
 static bool claim_orphan(worker *w, const batch_desc *b, uint32_t slot, uint32_t sequence, claims *c, flight *f)
 {
     slot_cursor *cursor = &w->cursors[slot];
     uint32_t orphans = atomic_load_explicit(&b->orphans, memory_order_acquire);
     uint32_t count = atomic_load_explicit(&b->slice_count, memory_order_relaxed);
-    if (cursor->orphans == orphans)
-        return false;
+    if (cursor->orphans != orphans) { /* also in the middle of a look: there may be new ones behind us */
+        cursor->orphans = orphans;
+        cursor->orphan_next = 0;
+    }
     for (uint32_t i = cursor->orphan_next; i < count && i < LAYOUT_SLICES; i++) {
         claim now = claim_load(&c->word[i]);
         if (now.sequence == sequence && now.state == CLAIM_FREE && try_take(w, &c->word[i], now)) {
@@ -81,8 +84,7 @@ static bool claim_orphan(worker *w, const batch_desc *b, uint32_t slot, uint32_t
             return true;
         }
     }
-    cursor->orphan_next = 0;
-    cursor->orphans = orphans;
+    cursor->orphan_next = LAYOUT_SLICES;
     return false;
 }
 
@@ -162,7 +164,7 @@ static bool claim_in_pass(worker *w, int pass, uint32_t slot, uint32_t sequence,
     const batch_desc *b = &w->control->batches[slot];
     claims *c = worker_claims(w, slot);
     if (w->cursors[slot].sequence != sequence)
-        w->cursors[slot] = (slot_cursor){.sequence = sequence};
+        w->cursors[slot] = (slot_cursor){.sequence = sequence, .orphan_next = LAYOUT_SLICES};
     if (pass == PASS_ORPHANS)
         return claim_orphan(w, b, slot, sequence, c, f);
     if (pass == PASS_STEAL)
@@ -383,7 +385,6 @@ void worker_finish(worker *w, flight *f, dpi_status status, const dpi_error *err
     claims *c = worker_claims(w, f->slot);
     if (!status)
         worker_count(w, f, clock_now_ns());
-    bool each = f->flags & BATCH_RING_EACH;
     claim mine = {.sequence = f->sequence, .generation = w->generation, .worker = w->index, .state = CLAIM_RUNNING};
     claim end = mine;
     bool suspect = status == DPI_E_ENGINE && w->control->on_bad_row == DPI_BAD_ROW_SKIP;
@@ -393,17 +394,20 @@ void worker_finish(worker *w, flight *f, dpi_status status, const dpi_error *err
     /* The batch may be retired right behind this exchange and its slot reused: what follows touches only bells and
      * hints, and a ring too many does no harm. */
     worker_step(w, STEP_DELIVERED);
-    claim_move(&c->word[f->slice], mine, end);
+    claim_move(&c->word[f->slice], mine, end); /* T4 finish, or T6 suspect */
     worker_step(w, STEP_DONE);
     if (suspect) { /* the supervisor's from here on: it looks when a message comes */
         worker_tell_suspect(w, f, error->message);
         return;
     }
     uint32_t left;
-    bool last = hint_step(&c->left, f->sequence, &left) && left == 1;
+    bool last = hint_step(&c->left, f->sequence, &left) && left == 1; /* T9 count */
     worker_step(w, STEP_COUNTED);
-    if (last || each || status)
-        bell_ring(&c->bell, &b->waiting);
+    /* Not before the word: who sets BATCH_UNSURE looks at the words after it (recovery.c, ring_waiters). */
+    uint32_t flags = atomic_load(&b->flags);
+    last |= (flags & BATCH_UNSURE) != 0;
+    if (last || (flags & BATCH_RING_EACH) || status)
+        bell_ring(&c->bell, &b->waiting); /* T11 ring */
     worker_step(w, STEP_RUNG);
     if (last && w->event_fd >= 0 && atomic_load_explicit(&w->control->event_wanted, memory_order_relaxed)) {
         uint64_t one = 1;

@@ -98,7 +98,7 @@ void worker_trial_run(worker *w)
     f->stolen = false;
     f->started_ns = clock_now_ns();
     worker_show_busy(w, f, f->started_ns);
-    atomic_store(&w->page->trial, number);
+    atomic_store(&w->page->trial, number); /* T16 try */
     worker_step(w, STEP_CLAIMED);
     dpi_status status = fill ? leave_out(w, f, &error) : compute(w, f, &timing, &error);
     if (!status && ((f->flags & BATCH_SHARD) || f->call_rows != f->rows))
@@ -107,7 +107,7 @@ void worker_trial_run(worker *w)
         worker_count(w, f, clock_now_ns());
     worker_show_busy(w, NULL, 0);
     worker_step(w, STEP_DELIVERED);
-    tell(w, number, status, &error);
+    tell(w, number, status, &error); /* T17 answer */
     atomic_store(&w->page->trial, 0);
 }
 

@@ -259,6 +259,34 @@ static void bad_rows_are_found_and_left_out(void **state)
     poisoned("hang", "sim:0,sim:7", "", one, 1);
 }
 
+/* The engine refuses a slice, and its worker dies before it has told the supervisor (the next one finds nothing wrong
+ * with it): the slice is tried at once, and not only when all is taken for spoilt and started anew. */
+static void a_suspect_that_nobody_tells_of_is_tried(void **state)
+{
+    (void)state;
+    kit_story story = KIT_STORY;
+    char text[400];
+    snprintf(text, sizeof text, "%spoison %d\npoison_how fail\ndie_at_slice 1\ndie_at_step 5\nfault_generations 1\n",
+             SIMPLE, POISON);
+    dpi_options o = quietly();
+    o.batch = 16;
+    o.on_bad_row = DPI_BAD_ROW_SKIP;
+    o.event = kit_tell;
+    o.event_context = &story;
+    kit *k = kit_open(text, "sim:0", &o);
+    dpi_error error = {0};
+    const size_t row = 3;
+    kit_batch *b = kit_batch_new(k, 10, 1, 3);
+    set_poison(b, &row, 1);
+    kit_assert_ok(dpi_forward(k->s, b->in, 1, b->out, 2, 0, &error), error);
+    kit_batch_check(b, NULL);
+    assert_true(kit_story_says(&story, "\"died\""));
+    assert_true(kit_story_says(&story, "\"replayed\""));
+    assert_false(kit_story_says(&story, "\"spoilt\""));
+    kit_batch_free(b);
+    kit_close(k);
+}
+
 static void a_bad_row_fails_its_batch_and_is_named(void **state)
 {
     (void)state;
@@ -369,6 +397,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_device_that_keeps_failing_is_given_up),
         cmocka_unit_test(with_no_device_left_the_error_tells_all),
         cmocka_unit_test(bad_rows_are_found_and_left_out),
+        cmocka_unit_test(a_suspect_that_nobody_tells_of_is_tried),
         cmocka_unit_test(a_bad_row_fails_its_batch_and_is_named),
         cmocka_unit_test(too_many_bad_rows_are_a_failure),
         cmocka_unit_test(a_worker_waits_until_its_engine_was_compared),

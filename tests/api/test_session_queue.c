@@ -392,6 +392,35 @@ static void a_failed_batch_is_an_event(void **state)
     kit_close(k);
 }
 
+/* The first worker dies between DONE and counting it, so nobody ever counts the last slice: the one who finishes it
+ * tells of the end all the same. */
+static void a_batch_that_a_worker_died_over_is_an_event(void **state)
+{
+    (void)state;
+    const size_t shares[2] = {2, 30};
+    dpi_options o = DPI_INIT(dpi_options);
+    o.batch = 30;
+    o.batch_size_list = shares;
+    o.batch_size_count = 2;
+    kit *k = kit_open(SIMPLE "row_us 20000\ndie_at_slice 2\ndie_at_step 5\nfault_generations 1\n", "sim:0*2", &o);
+    dpi_error error;
+    int fd = dpi_event_fd(k->s, &error);
+    kit_batch *b = kit_batch_new(k, 34, 1, 3); /* two short slices for the first, a long one for the second */
+    dpi_ticket ticket;
+    kit_assert_ok(kit_submit(k, b, false, 0, &ticket, &error), error);
+    dpi_status status;
+    do
+        expect_event(fd, 30000);
+    while ((status = dpi_wait(k->s, ticket, -1, NULL, 0, &error)) == DPI_TIMEOUT);
+    kit_assert_ok(status, error);
+    kit_batch_check(b, NULL);
+    dpi_stats_data stats = DPI_INIT(dpi_stats_data);
+    kit_assert_ok(dpi_stats(k->s, &stats, &error), error);
+    assert_int_equal(stats.deaths, 1);
+    kit_batch_free(b);
+    kit_close(k);
+}
+
 /* ---- fork, several sessions ------------------------------------------------------------------------------------- */
 
 #define CHILD_EXPECT(condition)                                                                                        \
@@ -544,6 +573,7 @@ int main(void)
         cmocka_unit_test(closing_with_batches_in_flight),
         cmocka_unit_test(the_event_descriptor_tells_of_every_end),
         cmocka_unit_test(a_failed_batch_is_an_event),
+        cmocka_unit_test(a_batch_that_a_worker_died_over_is_an_event),
         cmocka_unit_test(a_forked_child_is_refused),
         cmocka_unit_test(two_sessions_at_once),
         cmocka_unit_test(thread_isolation),
