@@ -1,6 +1,7 @@
 # make run    installs what is missing, builds, runs the main job          make test    builds and runs every test
 # make check  the wide one: sanitizers, fuzzers, linters                   make bench   writes docs/benchmarks.md
 # make chaos  20,000 random fault plans and 1,000 kills of the caller     make soak    half an hour with kills
+# make model  the protocol of claims, death and replay in a model checker, ten minutes or so
 # make test-gpu  what needs an NVIDIA GPU and TensorRT (headers by cmake -DDPI_TENSORRT_INCLUDE=...); skipped elsewhere
 PREFIX ?= /usr/local
 TENSORRT_INCLUDE ?=
@@ -27,6 +28,10 @@ test:
 	@rm -f build-test-configure.log
 	@ninja -C build-test --quiet
 	@ctest --test-dir build-test --output-on-failure --no-tests=error -j2
+
+model:
+	@tools/deps.sh check
+	@tools/check_model.sh
 
 check:
 	@tools/deps.sh check
@@ -64,4 +69,4 @@ install: all
 clean:
 	rm -rf build build-*
 
-.PHONY: all deps run test chaos soak chaos-build test-gpu check bench format install clean
+.PHONY: all deps run test chaos soak chaos-build test-gpu model check bench format install clean

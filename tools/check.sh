@@ -52,6 +52,7 @@ step "fuzzers" fuzz
 step "clang-tidy" tidy
 step "format" format
 step "layers" "$python" -B tools/check_layers.py
+step "model of the protocol" tools/check_model.sh
 step "sizes" "$python" -B tools/check_sizes.py
 
 if [ ${#failed[@]} -gt 0 ]; then

@@ -16,6 +16,7 @@
 #include <sched.h>
 #include <stdbool.h>
 
+/* T11 ring (runtime/protocol.pml) */
 static inline void bell_ring(_Atomic uint32_t *bell, const _Atomic uint32_t *sleeping)
 {
     atomic_fetch_add(bell, 1);
@@ -29,7 +30,7 @@ typedef struct bell_patience {
     uint32_t spin_us;   /* spinning (SPIN) or yielding (YIELD) lasts at most this long, then the waiter sleeps */
 } bell_patience;
 
-/* Waits until the bell differs from `seen` (true) or the deadline has passed (false). */
+/* T12 sleep. Waits until the bell differs from `seen` (true) or the deadline has passed (false). */
 static inline bool bell_wait(const _Atomic uint32_t *bell, uint32_t seen, _Atomic uint32_t *sleeping,
                              bell_patience patience, int64_t deadline_ns)
 {

@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# Runs the model of the protocol (src/runtime/protocol.pml) through spin: every configuration to its end, where nothing may
+# be found, and every wrong protocol (M_...), where something must. One line each: name, result, states, transitions, depth.
+# usage: tools/check_model.sh [quick]     quick: a few small ones, in some ten seconds
+# Exit code 77 when spin is not installed. Each run takes at most MODEL_MEMORY (default 7000) MB.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+command -v spin >/dev/null && command -v gcc >/dev/null || {
+    echo "spin is not installed: tools/deps.sh test"
+    exit 77
+}
+model=$PWD/src/runtime/protocol.pml
+memory=${MODEL_MEMORY:-7000}
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+bad=0
+
+# run NAME FLAGS...: builds and runs one; sets errors, states, transitions, depth, what, seconds
+run() {
+    local began=$EPOCHREALTIME
+    rm -rf "$folder/run" && mkdir "$folder/run"
+    (cd "$folder/run" && spin -a "${@:2}" "$model" >spin.log 2>&1 &&
+        gcc -O2 -DSAFETY -DCOLLAPSE -DNOFAIR -DNOCLAIM -DMEMLIM="$memory" -w -o pan pan.c &&
+        ./pan -m1000000 >pan.log 2>&1)
+    local log=$folder/run/pan.log
+    seconds=$(echo "$EPOCHREALTIME $began" | awk '{printf "%.0f", $1 - $2}')
+    errors=$(sed -n 's/.*errors: \([0-9]*\).*/\1/p' "$log")
+    depth=$(sed -n 's/.*depth reached \([0-9]*\).*/\1/p' "$log")
+    states=$(sed -n 's/^ *\([0-9.e+]*\) states, stored.*/\1/p' "$log")
+    transitions=$(sed -n 's/^ *\([0-9.e+]*\) transitions.*/\1/p' "$log")
+    what=$(sed -n 's/^pan:1: \(.*\) (at depth.*/\1/p' "$log" | cut -c1-60)
+    grep -qE 'out of memory|Search not completed|max search depth too small' "$log" && [ "${errors:-1}" = 0 ] && errors=incomplete
+    [ -n "${errors:-}" ] || { errors=none && cat "$folder/run/spin.log" "$log" 2>/dev/null | tail -n 5; }
+}
+holds() { # NAME FLAGS...: nothing may be found
+    run "$@"
+    local result=holds
+    [ "$errors" = 0 ] || { result="FAILS: $errors $what" && bad=1; }
+    printf '%-34s %-12s %12s states %12s transitions, depth %4s, %4s s   %s\n' "$1" "$result" "$states" "$transitions" "$depth" \
+        "$seconds" "${*:2}"
+}
+caught() { # M_NAME FLAGS...: something must be found
+    run "$1" "-D$1" "${@:2}"
+    local result="found"
+    [ "$errors" = 1 ] || { result="NOT FOUND" && bad=1; }
+    printf '%-34s %-12s %s   %s\n' "$1" "$result" "${what:-}" "${*:2}"
+}
+
+if [ "${1:-}" = quick ]; then
+    holds "slots are used again" -DAPART -DS=1 -DCRASHES=0
+    holds "rings in two steps" -DRINGS_IN_TWO -DAPART -DNB=1 -DCRASHES=0
+    holds "a death" -DEVENT -DFIXED_SPLIT -DNB=1 -DS=1
+    caught M_WORD_WITHOUT_SEQUENCE -DAPART -DS=1 -DCRASHES=0
+    caught M_HINT_WITHOUT_SEQUENCE -DS=1 -DCRASHES=0
+    caught M_WAKE_BEFORE_RINGING -DRINGS_IN_TWO -DNB=1 -DCRASHES=0
+    caught M_TRUST_THE_COUNT -DNB=1 -DS=1
+    exit $bad
+fi
+
+echo "== every run of these ends well"
+holds "slots are used again" -DAPART -DS=1 -DCRASHES=0
+holds "rings in two steps" -DRINGS_IN_TWO -DAPART -DNB=1 -DCRASHES=0
+holds "cancelled" -DCANCEL -DNB=1 -DCRASHES=0
+holds "all started anew" -DENGINE_FAILS -DANEW -DNB=1 -DS=1 -DCRASHES=0
+holds "the queue's hint repaired" -DSHARD -DTICK=1 -DS=1 -DCRASHES=0
+holds "a death, one slice" -DTICK=1 -DNB=1 -DS=1
+holds "a death, event loop" -DEVENT -DNB=1 -DS=1
+holds "a death, shard mode" -DSHARD -DNB=1 -DS=1
+holds "a row that kills" -DPOISON=1 -DROWS=2 -DNB=1 -DS=1 -DCRASHES=0
+holds "a row that kills is left out" -DPOISON=1 -DROWS=2 -DSKIP -DNB=1 -DS=1 -DCRASHES=0
+holds "a slice fails, all started anew" -DENGINE_FAILS -DANEW -DNB=1 -DCRASHES=0
+holds "a death, two slices" -DNB=1
+holds "a death, two batches" -DS=1
+holds "a death, fixed split, retired" -DFIXED_SPLIT -DRETIRE=1 -DNB=1
+holds "a death, rings in two steps" -DRINGS_IN_TWO -DAPART -DNB=1 -DS=1
+holds "a death, shard mode, two slices" -DSHARD -DNB=1
+holds "a death, event loop, two slices" -DEVENT -DFIXED_SPLIT -DNB=1
+holds "a death, cancelled" -DCANCEL -DFIXED_SPLIT -DNB=1
+holds "a row fails, a death, left out" -DPOISON=2 -DSKIP -DNB=1 -DS=1
+holds "a row kills, a death, left out" -DPOISON=1 -DROWS=2 -DSKIP -DNB=1 -DS=1
+holds "two deaths" -DCRASHES=2 -DNB=1 -DS=1
+holds "three workers, two retired" -DW=3 -DS=3 -DCRASHES=2 -DFIXED_SPLIT -DRETIRE=2 -DNB=1
+
+echo "== something is wrong with each of these, and it is found"
+caught M_FREE_BEFORE_DEATH -DNB=1
+caught M_WORD_WITHOUT_SEQUENCE -DAPART -DS=1 -DCRASHES=0
+caught M_HINT_WITHOUT_SEQUENCE -DS=1 -DCRASHES=0
+caught M_STORE_WITHOUT_COMPARING -DAPART -DNB=1 -DCRASHES=0
+caught M_RING_BEFORE_PUBLISH -DNB=1 -DCRASHES=0
+caught M_RING_THE_FIRST_ONLY -DNB=1 -DS=3 -DCRASHES=0
+caught M_SLEEP_WITHOUT_COMPARING -DNB=1 -DCRASHES=0
+caught M_SLEEP_UNANNOUNCED -DRINGS_IN_TWO -DNB=1 -DCRASHES=0
+caught M_WAKE_BEFORE_RINGING -DRINGS_IN_TWO -DNB=1 -DCRASHES=0
+caught M_COUNT_BEFORE_FINISH -DNB=1 -DCRASHES=0
+caught M_TRUST_THE_COUNT -DNB=1 -DS=1
+caught M_SLEEP_AFTER_DROPPING -DENGINE_FAILS -DNB=1 -DCRASHES=0
+caught M_ANEW_STORES -DANEW -DENGINE_FAILS -DNB=1 -DCRASHES=0
+caught M_ORPHANS_STAY -DFIXED_SPLIT -DRETIRE=1 -DNB=1
+caught M_ORPHANS_MOVE_FIRST -DFIXED_SPLIT -DRETIRE=1 -DNB=1
+caught M_FLAGS_OF_BEFORE -DNB=1
+caught M_DEALT_IS_LOST -DSHARD -DNB=1
+caught M_REPAIR_UNLOCKED -DSHARD -DTICK=1 -DS=1 -DCRASHES=0
+caught M_UNTOLD_SUSPECTS -DPOISON=2 -DSKIP -DNB=1 -DS=1
+caught M_UNBEGUN_TRIALS_COUNT -DNB=1 -DS=1 -DCRASHES=2
+caught M_STARTING_MAY_NOT_RUN -DTICK=1 -DNB=1 -DS=1
+caught M_TRIAL_READ_ONCE -DNB=1 -DCRASHES=2
+caught M_LOOK_GOES_ON -DW=3 -DS=3 -DCRASHES=2 -DFIXED_SPLIT -DRETIRE=2 -DNB=1
+[ $bad = 0 ] && echo "the model holds, and every wrong one was found"
+exit $bad
