@@ -14,14 +14,15 @@ memory=${MODEL_MEMORY:-7000}
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 bad=0
+mode=SAFETY
 
 # run NAME FLAGS...: builds and runs one; sets errors, states, transitions, depth, what, seconds
 run() {
     local began=$EPOCHREALTIME
     rm -rf "$folder/run" && mkdir "$folder/run"
     (cd "$folder/run" && spin -a "${@:2}" "$model" >spin.log 2>&1 &&
-        gcc -O2 -DSAFETY -DCOLLAPSE -DNOFAIR -DNOCLAIM -DMEMLIM="$memory" -w -o pan pan.c &&
-        ./pan -m1000000 >pan.log 2>&1)
+        gcc -O2 -D"$mode" -DCOLLAPSE -DNOFAIR -DNOCLAIM -DMEMLIM="$memory" -w -o pan pan.c &&
+        ./pan $([ $mode = NP ] && echo -l) -m1000000 >pan.log 2>&1)
     local log=$folder/run/pan.log
     seconds=$(echo "$EPOCHREALTIME $began" | awk '{printf "%.0f", $1 - $2}')
     errors=$(sed -n 's/.*errors: \([0-9]*\).*/\1/p' "$log")
@@ -34,10 +35,14 @@ run() {
 }
 holds() { # NAME FLAGS...: nothing may be found
     run "$@"
-    local result=holds
+    local result=${result:-holds}
     [ "$errors" = 0 ] || { result="FAILS: $errors $what" && bad=1; }
     printf '%-34s %-12s %12s states %12s transitions, depth %4s, %4s s   %s\n' "$1" "$result" "$states" "$transitions" "$depth" \
         "$seconds" "${*:2}"
+}
+ends() { # NAME FLAGS...: nor may it ever go round in a circle
+    local mode=NP result=ends
+    holds "$@"
 }
 caught() { # M_NAME FLAGS...: something must be found
     run "$1" "-D$1" "${@:2}"
@@ -80,6 +85,9 @@ holds "a row fails, a death, left out" -DPOISON=2 -DSKIP -DNB=1 -DS=1
 holds "a row kills, a death, left out" -DPOISON=1 -DROWS=2 -DSKIP -DNB=1 -DS=1
 holds "two deaths" -DCRASHES=2 -DNB=1 -DS=1
 holds "three workers, two retired" -DW=3 -DS=3 -DCRASHES=2 -DFIXED_SPLIT -DRETIRE=2 -DNB=1
+ends "a death, no circle" -DNB=1 -DS=1
+ends "a death, shard mode, no circle" -DSHARD -DNB=1 -DS=1
+ends "a row kills, no circle" -DPOISON=1 -DROWS=2 -DSKIP -DNB=1 -DS=1 -DCRASHES=0
 
 echo "== something is wrong with each of these, and it is found"
 caught M_FREE_BEFORE_DEATH -DNB=1

@@ -37,7 +37,6 @@ inline scan_on()
 #define C_BELL 5
 #define C_SCAN 6
 #define C_DROP 7
-#define C_RESCAN 8
 #if defined(EVENT)
 #define C_SLEEP C_BELL
 #elif defined(RINGS_IN_TWO)
@@ -232,7 +231,7 @@ proctype caller()
             d_sequence = 0; in_slot = false; out_seq = 0; cursor = 0;
             pc = (b_seq < NB -> C_ENTER : C_LEAVE)
         }
-    :: d_step { pc == C_LEAVE -> shutdown = true; ring_all(); finished = true }
+    :: d_step { pc == C_LEAVE && !finished -> shutdown = true; ring_all(); finished = true }
     od
 }
 
