@@ -40,7 +40,8 @@ typedef struct flight {
 /* Places to look for work, remembered per slot so that no word is tried twice for the same batch. */
 typedef struct slot_cursor {
     uint32_t sequence, next;
-    uint32_t orphans, orphan_next; /* up to where words have been looked through for orphans since which count of them */
+    uint32_t orphans,
+        orphan_next; /* up to where words have been looked through for orphans since which count of them */
 } slot_cursor;
 
 typedef struct worker {
