@@ -83,6 +83,7 @@ holds "a death, event loop, two slices" -DEVENT -DFIXED_SPLIT -DNB=1
 holds "a death, cancelled" -DCANCEL -DFIXED_SPLIT -DNB=1
 holds "a row fails, a death, left out" -DPOISON=2 -DSKIP -DNB=1 -DS=1
 holds "a row kills, a death, left out" -DPOISON=1 -DROWS=2 -DSKIP -DNB=1 -DS=1
+holds "a device removed, a death" -DREMOVE -DNB=1
 holds "two deaths" -DCRASHES=2 -DNB=1 -DS=1
 holds "three workers, two retired" -DW=3 -DS=3 -DCRASHES=2 -DFIXED_SPLIT -DRETIRE=2 -DNB=1
 ends "a death, no circle" -DNB=1 -DS=1
@@ -110,7 +111,7 @@ caught M_DEALT_IS_LOST -DSHARD -DNB=1
 caught M_REPAIR_UNLOCKED -DSHARD -DTICK=1 -DS=1 -DCRASHES=0
 caught M_UNTOLD_SUSPECTS -DPOISON=2 -DSKIP -DNB=1 -DS=1
 caught M_UNBEGUN_TRIALS_COUNT -DNB=1 -DS=1 -DCRASHES=2
-caught M_STARTING_MAY_NOT_RUN -DTICK=1 -DNB=1 -DS=1
+caught M_UNADMITTED_MAY_RUN -DTICK=1 -DNB=1 -DS=1
 caught M_TRIAL_READ_ONCE -DNB=1 -DCRASHES=2
 caught M_LOOK_GOES_ON -DW=3 -DS=3 -DCRASHES=2 -DFIXED_SPLIT -DRETIRE=2 -DNB=1
 [ $bad = 0 ] && echo "the model holds, and every wrong one was found"

@@ -6,7 +6,7 @@
  *     FREE -> CLAIMED -> RUNNING -> DONE or BAD
  *     after a death: CLAIMED -> FREE, RUNNING -> SUSPECT -> DONE or BAD
  *
- * runtime/protocol.pml is this protocol for a model checker; its steps T1 to T22 are marked where they happen.
+ * runtime/protocol.pml is this protocol for a model checker; its steps T1 to T23 are marked where they happen.
  *
  * FREE     nobody's: shard mode's queue, or slices of a worker that died (never while it can still write)
  * CLAIMED  planned for `worker`, not started: that worker starts it, or an idle one steals it

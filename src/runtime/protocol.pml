@@ -19,6 +19,7 @@
  *     T15 ask      a trial is asked for         T16 try     the probation worker runs it    T17 answer
  *     T18 die      at any step                  T19 see     the pidfd is readable           T20 restart
  *     T21 settle   the slot and its memory are free    T22 anew   all are killed, all that is open is FREE again
+ *     T23 leave    a worker whose device is removed finishes what it has begun
  *
  * One slot is used by NB batches one after another, so a late worker meets the batch that came after its own. Bells are
  * a bit: "rung since it was last read", which is all that a single waiter can see of the counter. No wait has a limit
@@ -29,7 +30,7 @@
  * Sizes: W workers, S slices, NB batches, CRASHES, ROWS of a slice. Variants: SHARD; FIXED_SPLIT (no stealing); COPIES
  * (rows are copied in while workers run); CANCEL; EVENT (the caller waits on the event descriptor); RETIRE (1: a device
  * may be given up after a death, 2: it is, where there is another); POISON (row 0 of slice 0 kills: 1, or fails in the
- * engine: 2); SKIP (bad rows are left out); ENGINE_FAILS (one slice may fail); ANEW (T22 once, at any time); TICK
+ * engine: 2); SKIP (bad rows are left out); ENGINE_FAILS (one slice may fail); ANEW (T22 once, at any time); REMOVE (T23 once); TICK
  * (the supervisor looks for spoilt words once, and repairs `next` so often); APART (a word is read in one step and moved
  * in another); RINGS_IN_TWO. M_...: a wrong protocol each, which must be found.
  */
@@ -81,6 +82,7 @@ byte d_sequence, d_orphans, d_first[W + 1];               /* batch_desc */
 bool d_unsure;                                            /* BATCH_UNSURE */
 byte t_number, t_worker, t_slice, t_first, t_rows, t_seq; /* control.trial */
 bool t_fill, shutdown;
+bool admitted[W], dismissed[W];        /* worker_control: this generation may claim; is to leave */
 bool rung[W], sleeping[W], blocked[W]; /* the workers' bells; blocked: in the futex */
 bool w_rung, w_waiting, w_blocked;     /* the waiter's */
 bool event;                            /* the event descriptor is readable */
@@ -112,11 +114,12 @@ byte probation = NOBODY, r_on, r_number, r_first, r_rows, r_fails, r_avoid; /* t
 #define READY 1
 #define WAITING 2
 #define RETIRED 3
+#define LEAVING 4
 
 /* ---- what is checked, no part of the protocol ---- */
 byte out_seq;                 /* whose the results' memory is; 0: nobody's */
 byte written[S], left_out[S]; /* rows */
-byte crashes, fails, anews, ticks, looks;
+byte crashes, fails, anews, ticks, looks, removes;
 bool engine_failed, finished;
 
 /* A word never leaves a terminal state but for the next batch. */
@@ -177,7 +180,7 @@ init {
     byte v;
     d_step {
         do
-        :: v < W -> alive[v] = true; ready[v] = true; state[v] = READY; gen[v] = 1; v++
+        :: v < W -> alive[v] = true; ready[v] = true; admitted[v] = true; state[v] = READY; gen[v] = 1; v++
         :: else -> v = 0; break
         od
     };

@@ -88,10 +88,11 @@ inline trial_failed(v)
     forget_trial()
 }
 
-#define OTHERS(v) ((0 != v && state[0] != RETIRED) || (1 != v && state[1] != RETIRED) || (W > 2 && 2 != v && state[2 % W] != RETIRED))
+#define IS_THERE(v) (state[v] != RETIRED && state[v] != LEAVING)
+#define OTHERS(v) ((0 != v && IS_THERE(0)) || (1 != v && IS_THERE(1)) || (W > 2 && 2 != v && IS_THERE(2 % W)))
 /* choose_worker; which of several fit ones is left open. */
 #define AVOID k_avoid[k_count - 1]
-#define BOUND (probation != NOBODY && probation != AVOID && state[probation % W] != RETIRED && state[probation % W] != WAITING)
+#define BOUND (probation != NOBODY && probation != AVOID && IS_THERE(probation % W) && state[probation % W] != WAITING)
 #define FITS(v) (state[v] == READY && (BOUND -> probation == v : (v != AVOID || !OTHERS(AVOID))))
 #define TRIAL_IS_DUE (q_count > 0 && !r_running && k_count > 0 && !verdict && !cancel_asked && !lock)
 
@@ -109,11 +110,7 @@ inline choose(n) /* T15, its beginning */
 }
 
 /* What no worker could have written by the rules: nothing ever is. */
-#ifdef M_STARTING_MAY_NOT_RUN
-#define GONE(v) (!ready[v])
-#else
-#define GONE(v) (state[v] == WAITING || state[v] == RETIRED)
-#endif
+#define GONE(v) (!ready[v] && state[v] != LEAVING)
 #define SPOILT(n) (word[n].s != b_seq || word[n].st == NONE || (word[n].st == RUNNING && (GONE(word[n].w % W) || word[n].g != gen[word[n].w % W])))
 
 #ifdef M_FREE_BEFORE_DEATH /* it hangs, or so it seems, and SIGKILL is on its way */
@@ -121,11 +118,11 @@ inline choose(n) /* T15, its beginning */
 #else
 #define ENDED(v) (!alive[v])
 #endif
-#define DIED(v) (ENDED(v) && (state[v] == READY || state[v] == STARTING) && !shutdown)
+#define DIED(v) (ENDED(v) && (state[v] == READY || state[v] == STARTING || state[v] == LEAVING) && !shutdown)
 
-#define START(n) sleeping[n] = false; gen[n]++; state[n] = STARTING; alive[n] = true
-#define REPORTED(n) report[n] && state[n] == STARTING && !lock -> ready[n] = true; report[n] = false; state[n] = READY
-#define ADOPT(n) told[n] && state[n] == READY && !lock -> told[n] = false; adopt(n)
+#define START(n) sleeping[n] = false; admitted[n] = false; gen[n]++; state[n] = STARTING; alive[n] = true
+#define REPORTED(n) report[n] && state[n] == STARTING && !lock -> ready[n] = true; report[n] = false; state[n] = READY; admitted[n] = true; ring_now(n)
+#define ADOPT(n) told[n] && (state[n] == READY || state[n] == LEAVING) && !lock -> told[n] = false; adopt(n)
 
 /* adopt_suspects */
 inline adopt(n)
@@ -172,7 +169,7 @@ end:
     :: d_step { pc == S_ASKED -> t_number = r_number; ring_now(v); lock = false; v = 0; pc = S_IDLE }
 
     /* ---- a trial's answer; of a dead worker it may be read, or lost with it ---- */
-    :: d_step { pc == S_IDLE && !lock && r_running && answer[r_on] != 0 && state[r_on] == READY ->
+    :: d_step { pc == S_IDLE && !lock && r_running && answer[r_on] != 0 && (state[r_on] == READY || state[r_on] == LEAVING) ->
             lock = true;
             y = r_on;
             end_trial(y);
@@ -277,14 +274,39 @@ end:
     :: d_step { pc == S_RINGS && v != NOBODY && (RETIRE < 2 || whole || !OTHERS(v)) ->
             lock = false;
             ring_all();
-            state[v] = WAITING;
+            state[v] = (state[v] == LEAVING -> RETIRED : WAITING);
             pc = (whole -> S_ANEW : S_IDLE);
             v = 0
         }
 #if RETIRE
-    :: d_step { pc == S_RINGS && v != NOBODY && !whole && OTHERS(v) -> lock = false; ring_all(); state[v] = RETIRED; v = 0; pc = S_IDLE }
+    :: d_step { pc == S_RINGS && v != NOBODY && !whole && state[v] != LEAVING && OTHERS(v) -> lock = false; ring_all(); state[v] = RETIRED; v = 0; pc = S_IDLE }
 #endif
 
+#ifdef REMOVE
+    /* ---- T23: supervisor_change.c, dismiss ---- */
+    :: d_step { pc == S_IDLE && removes == 0 && state[1] == READY && OTHERS(1) && !lock && !shutdown ->
+            removes++;
+            ready[1] = false;
+            do
+            :: in_slot && i < S ->
+                if
+                :: word[i].s == b_seq && word[i].w == 1 && word[i].st == CLAIMED -> put(i, FREE, 0, 0); freed = true /* T5 */
+                :: else
+                fi;
+                i++
+            :: else -> break
+            od;
+            i = 0;
+            if
+            :: freed -> orphans_moved()
+            :: else
+            fi;
+            freed = false;
+            state[1] = LEAVING;
+            dismissed[1] = true;
+            ring_all()
+        }
+#endif
 #ifdef TICK
     /* recovery_words_spoilt, once: a step that changed nothing could be taken for ever, and hide a state without end */
     :: d_step { pc == S_IDLE && looks == 0 && in_slot && !publishing && !lock ->

@@ -140,6 +140,12 @@ end:
 #endif
             if
             :: t_number != 0 && t_number != L.seen_trial -> L.number = t_number; L.pc = W_READ
+#ifndef M_UNADMITTED_MAY_RUN
+            :: !(t_number != 0 && t_number != L.seen_trial) && !admitted[me] -> L.pc = W_DOZE
+#endif
+#ifdef REMOVE
+            :: !(t_number != 0 && t_number != L.seen_trial) && admitted[me] && dismissed[me] -> L.pc = W_OFF
+#endif
             :: else ->
                 L.seq = d_sequence;
                 if
@@ -314,6 +320,10 @@ end:
             L.last = false; L.good = false; L.end = 0; L.i = 0; L.seq = 0
         }
     :: d_step { alive[me] && L.pc == W_WAKE -> w_blocked = (w_blocked && !w_waiting); L.pc = W_TOP }
+
+#ifdef REMOVE
+    :: d_step { alive[me] && L.pc == W_OFF -> die(me) } /* it leaves: T23 */
+#endif
 
     /* ---- T16: a trial is asked for ---- */
     :: d_step { alive[me] && L.pc == W_READ ->

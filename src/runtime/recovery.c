@@ -288,7 +288,7 @@ void recovery_free_claimed(dpi_session *s, size_t w)
         for (uint32_t i = 0; b && i < b->slice_count; i++) {
             claim now = claim_load(&batch_claims(s, slot)->word[i]);
             if (now.sequence == b->sequence && now.state == CLAIM_CLAIMED && now.worker == w)
-                freed |= move_word(s, b, i, now, CLAIM_FREE, 0);
+                freed |= move_word(s, b, i, now, CLAIM_FREE, 0); /* T5 free */
         }
         if (freed)
             orphans_moved(s, b);

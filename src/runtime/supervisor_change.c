@@ -205,7 +205,7 @@ void supervisor_removed(dpi_session *s, size_t w)
     pthread_mutex_unlock(&s->lock);
 }
 
-/* Under the lock: nothing new for worker w; what it has begun it finishes. */
+/* T23 leave. Under the lock: nothing new for worker w; what it has begun it finishes. */
 static void dismiss(dpi_session *s, size_t w)
 {
     session_worker *k = &s->workers[w];

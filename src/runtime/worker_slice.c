@@ -18,7 +18,7 @@ static double slice_cost_ns(const worker *w, uint32_t who, uint64_t rows)
            (double)rows * (double)atomic_load_explicit(&c->row_ns, memory_order_relaxed);
 }
 
-/* T2 start, T3 steal: from whichever state may be taken to RUNNING by us. The names T1 to T22 are those of
+/* T2 start, T3 steal: from whichever state may be taken to RUNNING by us. The names T1 to T23 are those of
  * protocol.pml. */
 static bool try_take(worker *w, _Atomic uint64_t *word, claim now)
 {
