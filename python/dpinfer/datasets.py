@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pathlib
 import socket
+import sys
 from typing import Any, Deque, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -90,7 +91,20 @@ def _context(start_method: Optional[str]) -> Any:
             f"start_method is {method!r}; loaders start by 'spawn' or 'forkserver', for a fork would copy this process's "
             f"threads' locks and its sockets"
         )
-    return multiprocessing.get_context(method)
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        _preload()
+    return context
+
+
+def _preload() -> None:
+    """The server that loaders are forked from imports once what each of them needs, where nobody else has chosen it."""
+    from multiprocessing import forkserver
+
+    server = forkserver._forkserver  # type: ignore[attr-defined]
+    if getattr(server, "_preload_modules", None) == ["__main__"]:
+        torch = ["torch"] if "torch" in sys.modules else []
+        forkserver.set_forkserver_preload(["__main__", "dpinfer._loader", *torch])
 
 
 class DistributedSampled:
