@@ -24,6 +24,10 @@ if(tensorrt_targets)
   install(TARGETS ${tensorrt_targets} LIBRARY DESTINATION libexec/dpinfer)
 endif()
 
+if(image_targets)
+  install(TARGETS ${image_targets} LIBRARY DESTINATION libexec/dpinfer)
+endif()
+
 # The Python wheel holds library, worker, backends and program side by side: the library finds its worker beside itself.
 if(DPI_WHEEL)
   install(TARGETS dpinfer LIBRARY DESTINATION lib COMPONENT wheel)

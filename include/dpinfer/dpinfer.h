@@ -250,6 +250,9 @@ typedef struct dpi_options {
     /* dpi_feed_open may be called. Other processes of the caller's can then map the inputs writable; workers still have
      * a read-only descriptor, but no seal keeps one that has gone mad from opening it anew. */
     bool producers;
+    const char *const *data_folders; /* that workers may read besides: where images and tars of a dpi_run stand, and
+                                        where links among them lead to */
+    size_t data_folder_count;
 } dpi_options;
 
 #ifdef __cplusplus
@@ -370,10 +373,37 @@ typedef struct dpi_progress {
  * flight and return DPI_CANCELLED. */
 typedef int (*dpi_progress_fn)(void *context, const dpi_progress *progress);
 
+/* How images become rows (sources of images and tars). What is 0 or NULL follows the recipe, and size, channels, layout
+ * and dtype follow the model's input wherever its shape tells: uint8 inputs get pixels as they are, float inputs
+ * (pixel * scale - mean) / std. The pixels are those of torchvision's Resize (antialias) and CenterCrop of the decoded
+ * image within 1/255 for nearly all values; what differs, docs/images.md says. */
+typedef struct dpi_preprocess {
+    size_t struct_size;
+    const char *recipe; /* "imagenet": the shorter side becomes crop * 256 / 224, bilinear, ImageNet's mean and std;
+                           "clip": the shorter side becomes crop, bicubic, CLIP's mean and std; "none": neither resized
+                           nor scaled, an image of another size than the model's is a bad row.
+                           NULL: "imagenet" for a uint8 input, "none" where scale, mean or std are given */
+    uint32_t resize[2]; /* {N, 0}: the shorter side becomes N; {H, W}: exactly these */
+    uint32_t crop[2];   /* {H, W} of what is cut out of the centre; {N, 0}: N x N. For inputs whose size is free */
+    const double *mean, *std;  /* three each, for the channels as they stand in the row */
+    double scale;              /* of pixels 0 to 255 */
+    const char *layout;        /* "nchw" or "nhwc" */
+    const char *interpolation; /* "bilinear" or "bicubic" */
+    const char *color;         /* "rgb" or "bgr" */
+    const char *member;        /* of a tar's samples: the suffix of the image, "jpg"; NULL: the first image */
+    uint64_t max_pixels;       /* more of them make an image a bad row; 0: 178,956,970 */
+    uint64_t max_image_bytes;  /* so does a larger file; 0: 256 MiB */
+} dpi_preprocess;
+
 typedef struct dpi_run_options {
     size_t struct_size;
     /* Sources, one per input: "[NAME=]FILE.npy" or "[NAME=]random:SHAPE:DTYPE:N" (SHAPE as 3x224x224 without the row
-     * axis). Row i of every source belongs to row i of the result. */
+     * axis). Row i of every source belongs to row i of the result.
+     * Images: a folder (the images in it and below, sorted by path, bytewise), a pattern "photos/a*.jpg" (sorted), one
+     * image, a list "FILE.txt" of paths (one a line, in this order, relative to the list), each of them with or without
+     * "images:" in front; or WebDataset tars, "FILE.tar", a pattern or "shards-{000..009}.tar" (one row per sample, in
+     * the tars' order). Their folders must be among dpi_options.data_folders. An image that cannot be had is a bad row
+     * (DPI_BAD_ROWS) with its name. */
     const char *const *inputs;
     size_t input_count;
     /* Sinks: "[NAME=]FILE.npy", "[NAME=]FILE.csv" (the top classes of a row) or "none". */
@@ -385,9 +415,11 @@ typedef struct dpi_run_options {
     bool no_overwrite;           /* refuse when an output file exists */
     dpi_progress_fn progress;
     void *progress_context;
-    bool restart;                 /* begin anew where an earlier run has left finished rows */
-    bool no_journal;              /* a run that is stopped leaves nothing */
-    uint32_t journal_interval_ms; /* how much work a kill may cost; 0: 1,000 */
+    bool restart;                     /* begin anew where an earlier run has left finished rows */
+    bool no_journal;                  /* a run that is stopped leaves nothing */
+    uint32_t journal_interval_ms;     /* how much work a kill may cost; 0: 1,000 */
+    const dpi_preprocess *preprocess; /* for sources of images; NULL: all by the model */
+    uint32_t loader_threads;          /* of each worker, that decode images; 0: as many as it has processors */
 } dpi_run_options;
 
 typedef struct dpi_run_result {

@@ -1,3 +1,4 @@
+#include "data/image_list.h"
 #include "data/source_kind.h"
 
 #include <assert.h>
@@ -6,7 +7,19 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-dpi_status source_open(const char *spec, int fd, source **out, dpi_error *error)
+static const source_kind *kind_of(const char *spec, const source_options *options)
+{
+    size_t length = strlen(spec);
+    if (strncmp(spec, "random:", 7) == 0)
+        return &source_random;
+    if (length > 4 && strcmp(spec + length - 4, ".npy") == 0)
+        return &source_npy;
+    return options && image_spec(spec) ? &source_images : NULL;
+}
+
+/* `kind` NULL: there is none for it. */
+static dpi_status open_kind(const char *spec, const source_kind *kind, const source_options *options, int fd,
+                            source **out, dpi_error *error)
 {
     *out = NULL;
     source *s = calloc(1, sizeof *s);
@@ -14,18 +27,16 @@ dpi_status source_open(const char *spec, int fd, source **out, dpi_error *error)
         free(s);
         return error_set(error, DPI_E_SYSTEM, "out of memory");
     }
-    s->fd = -1;
-    size_t length = strlen(spec);
-    if (strncmp(spec, "random:", 7) == 0)
-        s->kind = &source_random;
-    else if (length > 4 && strcmp(spec + length - 4, ".npy") == 0)
-        s->kind = &source_npy;
-    dpi_status status = s->kind
-                            ? s->kind->open(s, fd, error)
+    s->fd = s->index.fd = -1;
+    s->kind = kind;
+    s->options = options;
+    dpi_status status = kind
+                            ? kind->open(s, fd, error)
                             : error_set(error, DPI_E_DATA,
-                                        "%s is no source that dpinfer reads: FILE.npy, or random:SHAPE:DTYPE:N as in "
-                                        "random:3x224x224:float32:1000",
+                                        "%s is no source that dpinfer reads: FILE.npy, a folder, pattern or list of "
+                                        "images, FILE.tar, or random:SHAPE:DTYPE:N as in random:3x224x224:float32:1000",
                                         spec);
+    s->options = NULL;
     if (!status && !shape_row_bytes(s->shape.dtype, s->shape.shape, s->shape.rank, &s->row_bytes))
         status = error_set(error, DPI_E_DATA, "%s has rows whose size overflows", spec);
     if (status) {
@@ -34,6 +45,21 @@ dpi_status source_open(const char *spec, int fd, source **out, dpi_error *error)
     }
     *out = s;
     return DPI_OK;
+}
+
+dpi_status source_open(const char *spec, int fd, source **out, dpi_error *error)
+{
+    return open_kind(spec, kind_of(spec, NULL), NULL, fd, out, error);
+}
+
+dpi_status source_open_for(const char *spec, const source_options *options, source **out, dpi_error *error)
+{
+    return open_kind(spec, kind_of(spec, options), options, -1, out, error);
+}
+
+dpi_status source_open_index(const char *spec, int fd, source **out, dpi_error *error)
+{
+    return open_kind(spec, &source_images, NULL, fd, out, error);
 }
 
 void source_close(source *s)
@@ -55,6 +81,23 @@ const char *source_row_name(const source *s, uint64_t row, char buffer[SOURCE_NA
 {
     assert(row < s->rows);
     return s->kind->row_name ? s->kind->row_name(s, row, buffer) : NULL;
+}
+
+bool source_is_dear(const source *s) { return s->kind->load != NULL; }
+const char *source_fact(const source *s) { return s->fact; }
+const char *source_warning(const source *s) { return s->warning; }
+
+dpi_status source_row_load(const source *s, uint64_t row, void *to, row_scratch *scratch, dpi_error *error)
+{
+    assert(row < s->rows);
+    return s->kind->load(s, row, to, scratch, error);
+}
+
+void row_scratch_free(row_scratch *scratch)
+{
+    free(scratch->file);
+    free(scratch->pixels);
+    *scratch = (row_scratch){0};
 }
 
 bool source_is_mapped(const source *s) { return s->map && s->aligned; }

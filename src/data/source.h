@@ -14,6 +14,18 @@ typedef struct source source;
 dpi_status source_open(const char *spec, int fd, source **out, dpi_error *error);
 void source_close(source *s); /* NULL is fine */
 
+/* The same for a run's caller, and sources of images besides (data/image_list.h): their rows follow the input `want`
+ * and `preprocess` (may be NULL). Also DPI_E_ARGUMENT, where those do not fit; DPI_E_BACKEND: built without libarchive.
+ */
+typedef struct source_options {
+    const port *want;
+    const dpi_preprocess *preprocess;
+} source_options;
+dpi_status source_open_for(const char *spec, const source_options *options, source **out, dpi_error *error);
+/* A worker's: images by the index that the caller's source_fd is. DPI_E_BACKEND: built without libvips; DPI_E_ARGUMENT:
+ * this process may not read their folder. */
+dpi_status source_open_index(const char *spec, int fd, source **out, dpi_error *error);
+
 const port *source_port(const source *s); /* name "", dtype, rank, shape with shape[0] the number of rows */
 uint64_t source_rows(const source *s);
 const char *source_spec(const source *s);
@@ -29,6 +41,27 @@ dpi_status source_rows_at(source *s, uint64_t first, size_t count, void *scratch
 bool source_is_mapped(const source *s);
 /* Tells the kernel that rows from `first` on are next. */
 void source_will_need(source *s, uint64_t first, uint64_t count);
+
+/* Whether rows are dear to load: one by one, by source_row_load, and not by source_rows_at. */
+bool source_is_dear(const source *s);
+/* Memory of one thread that loads rows. Zero-initialise; row_scratch_free ends one. */
+typedef struct row_scratch {
+    void *file;
+    unsigned char *pixels;
+    size_t file_bytes, pixel_bytes;
+} row_scratch;
+void row_scratch_free(row_scratch *scratch);
+/* Fills one row. DPI_E_DATA: it is bad, by no fault of others, and the message has its name and why. Any thread of a
+ * process that source_open_index has opened it in. */
+dpi_status source_row_load(const source *s, uint64_t row, void *to, row_scratch *scratch, dpi_error *error);
+
+/* For a journal: what tells of all that decides its rows. NULL: the file of source_fd does, or the spec. */
+const char *source_fact(const source *s);
+/* What is wrong with it as a whole though its rows are there (a tar that was cut short); NULL: nothing. */
+const char *source_warning(const source *s);
+/* Real paths of the folders that hold its files, malloc'd, in malloc'd memory that ends with NULL; NULL when out of
+ * memory. Empty for what is no source of images. Where there are many folders it is one that holds them all. */
+char **source_folders(const char *spec);
 
 /* The name of a row: of an image the file's, as it was listed; of a tar the sample's key. NULL where rows have none.
  * It stands in `buffer` or in the source, and holds whatever bytes the file system had: perhaps no UTF-8, perhaps

@@ -3,6 +3,8 @@
 #ifndef DPI_DATA_SOURCE_KIND_H
 #define DPI_DATA_SOURCE_KIND_H
 
+#include "data/image_module.h"
+#include "data/sample_index.h"
 #include "data/source.h"
 
 typedef struct source_kind {
@@ -11,6 +13,8 @@ typedef struct source_kind {
     void (*close)(source *s);
     dpi_status (*read)(source *s, uint64_t first, size_t count, void *scratch, dpi_error *error);
     const char *(*row_name)(const source *s, uint64_t row, char buffer[SOURCE_NAME_SIZE]); /* NULL: rows have none */
+    /* Instead of `read`: source_row_load. */
+    dpi_status (*load)(const source *s, uint64_t row, void *to, row_scratch *scratch, dpi_error *error);
 } source_kind;
 
 struct source {
@@ -27,8 +31,14 @@ struct source {
     bool aligned;
     /* random: */
     uint64_t seed;
+    /* images */
+    const source_options *options; /* the caller's, while it opens */
+    sample_index index;
+    char *fact, *warning;
+    const image_module *module; /* worker's: the decoder */
+    void *table;                /* worker's: image_plan_table */
 };
 
-extern const source_kind source_npy, source_random;
+extern const source_kind source_npy, source_random, source_images;
 
 #endif

@@ -1,0 +1,18 @@
+# What reads images and tars: modules of their own beside the worker, each built where its library is found. Workers and
+# programs that need neither load neither.
+set(image_targets)
+function(dpi_module name package source)
+  pkg_check_modules(${name} QUIET IMPORTED_TARGET ${package})
+  if(NOT ${name}_FOUND)
+    message(STATUS "${package}: not found, dpinfer-${name}.so is left out")
+    return()
+  endif()
+  add_library(dpinfer-${name} MODULE ${source})
+  set_target_properties(dpinfer-${name} PROPERTIES PREFIX "")
+  target_link_libraries(dpinfer-${name} PRIVATE dpi_flags PkgConfig::${name})
+  add_dependencies(dpinfer-worker dpinfer-${name})
+  set(image_targets ${image_targets} dpinfer-${name} PARENT_SCOPE)
+  message(STATUS "${package} ${${name}_VERSION}: dpinfer-${name}.so")
+endfunction()
+dpi_module(images "vips>=8.13" src/data/image_vips.c)
+dpi_module(tar "libarchive>=3.3" src/data/tar_libarchive.c)
