@@ -187,6 +187,13 @@ DPI_API dpi_status dpi_run(dpi_session *session, const dpi_run_options *options,
     CHECK(ours.inputs && ours.input_count, "dpi_run: no source was given");
     CHECK(ours.outputs || !ours.output_count, "dpi_run: outputs is NULL");
     CHECK(ours.input_count <= PORT_MAX && ours.output_count <= PORT_MAX, "dpi_run: too many sources or sinks");
+    dpi_preprocess how;
+    if (ours.preprocess) {
+        status = take_struct(&how, sizeof how, ours.preprocess, "dpi_preprocess", error);
+        if (status)
+            return status;
+        ours.preprocess = &how;
+    }
     dpi_error local;
     status = session_run(session, &ours, &done, error ? error : &local);
     if (result)

@@ -31,6 +31,12 @@ typedef struct cli_options {
     bool json, dry_run, no_overwrite, restart, no_journal, quiet, seconds_given;
     uint32_t journal_interval_ms;
     double seconds;
+    dpi_preprocess preprocess;
+    bool preprocess_given, on_bad_row_given;
+    double mean[3], std[3];
+    uint32_t loader_threads;
+    char **folders[CLI_MAX_LIST]; /* of the sources of images: source_folders */
+    const char *data_folders[CLI_MAX_LIST * 64];
 } cli_options;
 
 /* Which flags a subcommand takes beside those of every model command. */

@@ -16,7 +16,8 @@ static const char help[] =
     "    dpinfer run net.onnx --input random:3x224x224:float32:100000 --output none --devices cpu:0-3,cpu:4-7\n"
     "\n"
     "Data\n"
-    "    --input [NAME=]SOURCE     FILE.npy (may be larger than memory), or random:SHAPE:DTYPE:N[:SEED]\n"
+    "    --input [NAME=]SOURCE     FILE.npy (may be larger than memory), random:SHAPE:DTYPE:N[:SEED], or images: a\n"
+    "                              folder, 'photos/*.jpg', list.txt, FILE.tar, shards-{000..009}.tar\n"
     "    --output [NAME=]SINK      FILE.npy, FILE.csv (best classes of each row) or none; naming outputs chooses them\n"
     "    --broadcast NAME=FILE.npy an input that is the same for all rows\n"
     "    --rows A:B                rows A up to B of the sources\n"
@@ -26,6 +27,15 @@ static const char help[] =
     "    --restart                 begin anew where a run was stopped; without it the same command goes on\n"
     "    --no-journal              a run that is stopped leaves nothing to go on with\n"
     "    --journal-every S         how much work a kill may cost (1)\n"
+    "Images (bad ones are left out, and the exit code is 3)\n"
+    "    --preprocess RECIPE       imagenet, clip or none; uint8 inputs are imagenet without it\n"
+    "    --resize N|HxW --crop N|HxW --interpolation bilinear|bicubic\n"
+    "                              the shorter side or both; what is cut out of the centre\n"
+    "    --scale S --mean R,G,B --std R,G,B       (pixel * S - mean) / std; S may be 1/255\n"
+    "    --layout nchw|nhwc, --color rgb|bgr      where the model does not tell\n"
+    "    --member SUFFIX           which file of a tar's samples (the first image)\n"
+    "    --max-pixels N, --max-image-bytes SIZE   beyond them an image is a bad row (178956970, 256MiB)\n"
+    "    --loader-threads N        of each worker, that decode (as many as it has processors)\n"
     "Stopping and going on (Ctrl-C or SIGTERM finishes the slices in flight; a second one ends at once)\n"
     "    Results are written to FILE.part and renamed to FILE when all rows are on disk. A run of over a second\n"
     "    keeps FILE.journal beside it: which rows are on disk, which are left out, and what decides the result\n"
@@ -76,12 +86,19 @@ static dpi_status dry_run(const cli_options *o, dpi_session *s, const dpi_descri
     char text[256];
     for (size_t i = 0; i < o->input_count; i++) {
         const char *spec = o->inputs[i], *equals = strchr(spec, '=');
+        const dpi_tensor *input = &d->inputs[i < d->input_count ? i : 0];
         for (size_t k = 0; equals && k < d->input_count; k++)
             if (strlen(d->inputs[k].name) == (size_t)(equals - spec) &&
-                strncmp(spec, d->inputs[k].name, (size_t)(equals - spec)) == 0)
+                strncmp(spec, d->inputs[k].name, (size_t)(equals - spec)) == 0) {
                 spec = equals + 1;
+                input = &d->inputs[k];
+            }
+        port want = {.dtype = input->dtype, .rank = input->rank};
+        snprintf(want.name, sizeof want.name, "%s", input->name);
+        memcpy(want.shape, input->shape, sizeof want.shape);
+        source_options options = {.want = &want, .preprocess = o->preprocess_given ? &o->preprocess : NULL};
         source *opened;
-        dpi_status status = source_open(spec, -1, &opened, error);
+        dpi_status status = source_open_for(spec, &options, &opened, error);
         if (status)
             return status;
         dpi_tensor t = {.dtype = source_port(opened)->dtype, .rank = source_port(opened)->rank};
@@ -208,6 +225,8 @@ int cmd_run(int argc, char **argv)
         run.restart = o.restart;
         run.no_journal = o.no_journal;
         run.journal_interval_ms = o.journal_interval_ms;
+        run.preprocess = o.preprocess_given ? &o.preprocess : NULL;
+        run.loader_threads = o.loader_threads;
         progress.output = o.output_count ? o.outputs[0] : "";
         run.progress = cli_progress_show;
         run.progress_context = &progress;

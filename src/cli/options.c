@@ -1,10 +1,13 @@
 #include "cli/cli.h"
 
+#include "base/tensor.h"
 #include "data/npy.h"
+#include "data/source.h"
 
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #define BROADCAST_MAX_BYTES (1ull << 32)
 
@@ -41,6 +44,19 @@ enum {
     OPT_EVENTS,
     OPT_INPUT,
     OPT_OUTPUT,
+    OPT_PREPROCESS,
+    OPT_RESIZE,
+    OPT_CROP,
+    OPT_MEAN,
+    OPT_STD,
+    OPT_SCALE,
+    OPT_LAYOUT,
+    OPT_INTERPOLATION,
+    OPT_COLOR,
+    OPT_MEMBER,
+    OPT_MAX_PIXELS,
+    OPT_MAX_IMAGE_BYTES,
+    OPT_LOADER_THREADS,
     OPT_ROWS,
     OPT_TOP,
     OPT_LABELS,
@@ -91,6 +107,19 @@ static const struct option table[] = {
     {"events", 1, NULL, OPT_EVENTS},
     {"input", 1, NULL, OPT_INPUT},
     {"output", 1, NULL, OPT_OUTPUT},
+    {"preprocess", 1, NULL, OPT_PREPROCESS},
+    {"resize", 1, NULL, OPT_RESIZE},
+    {"crop", 1, NULL, OPT_CROP},
+    {"mean", 1, NULL, OPT_MEAN},
+    {"std", 1, NULL, OPT_STD},
+    {"scale", 1, NULL, OPT_SCALE},
+    {"layout", 1, NULL, OPT_LAYOUT},
+    {"interpolation", 1, NULL, OPT_INTERPOLATION},
+    {"color", 1, NULL, OPT_COLOR},
+    {"member", 1, NULL, OPT_MEMBER},
+    {"max-pixels", 1, NULL, OPT_MAX_PIXELS},
+    {"max-image-bytes", 1, NULL, OPT_MAX_IMAGE_BYTES},
+    {"loader-threads", 1, NULL, OPT_LOADER_THREADS},
     {"rows", 1, NULL, OPT_ROWS},
     {"top", 1, NULL, OPT_TOP},
     {"labels", 1, NULL, OPT_LABELS},
@@ -276,6 +305,7 @@ static bool take_fault_option(cli_options *o, int option, const char *value, dpi
     case OPT_ON_BAD_ROW:
         *status = take_word("on-bad-row", value, choices, 2, &index, error);
         o->open.on_bad_row = (dpi_on_bad_row)index;
+        o->on_bad_row_given = true;
         break;
     case OPT_MAX_BAD_ROWS:
         *status = take_number("max-bad-rows", value, 1, 1ull << 40, &o->open.max_bad_rows, error);
@@ -362,6 +392,19 @@ static bool option_belongs(int option, unsigned flags)
     switch (option) {
     case OPT_INPUT:
     case OPT_OUTPUT: return flags & (CLI_RUN | CLI_BENCH);
+    case OPT_PREPROCESS:
+    case OPT_RESIZE:
+    case OPT_CROP:
+    case OPT_MEAN:
+    case OPT_STD:
+    case OPT_SCALE:
+    case OPT_LAYOUT:
+    case OPT_INTERPOLATION:
+    case OPT_COLOR:
+    case OPT_MEMBER:
+    case OPT_MAX_PIXELS:
+    case OPT_MAX_IMAGE_BYTES:
+    case OPT_LOADER_THREADS:
     case OPT_TOP:
     case OPT_LABELS:
     case OPT_ACCURACY:
@@ -384,10 +427,97 @@ static bool option_belongs(int option, unsigned flags)
     }
 }
 
+/* "256" or "HEIGHTxWIDTH". */
+static dpi_status take_size(const char *flag, const char *text, uint32_t size[2], dpi_error *error)
+{
+    int64_t sides[DPI_MAX_RANK];
+    int count;
+    if (!shape_parse(text, strlen(text), sides, &count) || count < 1 || count > 2 || sides[0] > 32768 ||
+        (count == 2 && sides[1] > 32768))
+        return bad_value(flag, "a number of pixels, or HEIGHTxWIDTH", text, error);
+    size[0] = (uint32_t)sides[0];
+    size[1] = count == 2 ? (uint32_t)sides[1] : 0;
+    return DPI_OK;
+}
+
+/* A number, or a fraction such as 1/255. */
+static bool take_ratio(const char *text, double *value)
+{
+    char above[64];
+    const char *slash = strchr(text, '/');
+    double below = 1;
+    if (!slash)
+        return text_to_double(text, value);
+    if ((size_t)(slash - text) >= sizeof above)
+        return false;
+    memcpy(above, text, (size_t)(slash - text));
+    above[slash - text] = 0;
+    if (!text_to_double(above, value) || !text_to_double(slash + 1, &below) || below == 0)
+        return false;
+    *value /= below;
+    return true;
+}
+
+static dpi_status take_three(const char *flag, const char *text, double list[3], const double **to, dpi_error *error)
+{
+    char part[64];
+    int count = 0;
+    for (const char *at = text; count < 3; at++) {
+        size_t length = strcspn(at, ",");
+        if (length >= sizeof part)
+            break;
+        memcpy(part, at, length);
+        part[length] = 0;
+        if (!take_ratio(part, &list[count]))
+            break;
+        count++;
+        at += length;
+        if (!*at) {
+            for (int c = count; count == 1 && c < 3; c++)
+                list[c] = list[0];
+            *to = list;
+            return count != 2 ? DPI_OK : bad_value(flag, "one number or three", text, error);
+        }
+    }
+    return bad_value(flag, "three numbers separated by commas", text, error);
+}
+
+/* How images become rows. Returns false when the option is none of these. */
+static bool take_image_option(cli_options *o, int option, const char *value, dpi_status *status, dpi_error *error)
+{
+    dpi_preprocess *p = &o->preprocess;
+    uint64_t number = 0;
+    *status = DPI_OK;
+    switch (option) {
+    case OPT_PREPROCESS: p->recipe = value; break;
+    case OPT_RESIZE: *status = take_size("resize", value, p->resize, error); break;
+    case OPT_CROP: *status = take_size("crop", value, p->crop, error); break;
+    case OPT_MEAN: *status = take_three("mean", value, o->mean, &p->mean, error); break;
+    case OPT_STD: *status = take_three("std", value, o->std, &p->std, error); break;
+    case OPT_SCALE:
+        if (!take_ratio(value, &p->scale) || p->scale == 0)
+            *status = bad_value("scale", "a number such as 1/255", value, error);
+        break;
+    case OPT_LAYOUT: p->layout = value; break;
+    case OPT_INTERPOLATION: p->interpolation = value; break;
+    case OPT_COLOR: p->color = value; break;
+    case OPT_MEMBER: p->member = value; break;
+    case OPT_MAX_PIXELS: *status = take_number("max-pixels", value, 1, 1ull << 40, &p->max_pixels, error); break;
+    case OPT_MAX_IMAGE_BYTES: *status = take_bytes("max-image-bytes", value, &p->max_image_bytes, error); break;
+    case OPT_LOADER_THREADS:
+        *status = take_number("loader-threads", value, 1, 1024, &number, error);
+        o->loader_threads = (uint32_t)number;
+        return true;
+    default: return false;
+    }
+    o->preprocess_given = true;
+    return true;
+}
+
 static dpi_status take_option(cli_options *o, unsigned flags, int option, const char *value, dpi_error *error)
 {
     dpi_status status;
-    if (take_open_option(o, option, value, &status, error))
+    if (take_open_option(o, option, value, &status, error) || take_image_option(o, option, value, &status, error))
         return status;
     switch (option) {
     case OPT_BATCH:
@@ -444,6 +574,24 @@ static void choose_outputs(cli_options *o)
     o->open.output_count = o->output_count;
 }
 
+/* Where sources are images: what workers must be allowed to read, and bad ones are left out unless said otherwise. */
+static void allow_images(cli_options *o)
+{
+    for (size_t i = 0; i < o->input_count; i++) {
+        const char *spec = o->inputs[i], *equals = strchr(spec, '=');
+        struct stat info;
+        if (equals && stat(spec, &info) != 0)
+            spec = equals + 1; /* NAME=SOURCE */
+        o->folders[i] = source_folders(spec);
+        for (char **folder = o->folders[i]; folder && *folder; folder++) {
+            o->data_folders[o->open.data_folder_count++] = *folder;
+            if (!o->on_bad_row_given)
+                o->open.on_bad_row = DPI_BAD_ROW_SKIP;
+        }
+    }
+    o->open.data_folders = o->data_folders;
+}
+
 static const char *flag_name(int option)
 {
     for (size_t i = 0; table[i].name; i++)
@@ -456,6 +604,7 @@ dpi_status cli_parse(int argc, char **argv, unsigned flags, const char *help, cl
 {
     memset(o, 0, sizeof *o);
     o->open.struct_size = sizeof o->open;
+    o->preprocess.struct_size = sizeof o->preprocess;
     opterr = 0;
     optind = 0; /* GNU: begin anew, also after a parse that was cut short */
     dpi_status status = DPI_OK;
@@ -487,8 +636,10 @@ dpi_status cli_parse(int argc, char **argv, unsigned flags, const char *help, cl
     o->open.model_path = o->model;
     if ((flags & CLI_MODEL) && !o->model)
         return error_set(error, DPI_E_ARGUMENT, "%s: which MODEL? See dpinfer %s --help", argv[0], argv[0]);
-    if (flags & CLI_RUN)
+    if (flags & CLI_RUN) {
         choose_outputs(o);
+        allow_images(o);
+    }
     if (o->quiet)
         o->open.log_level = DPI_LOG_ERROR;
     return DPI_OK;
@@ -498,6 +649,10 @@ void cli_free(cli_options *o)
 {
     for (size_t i = 0; i < o->owned_count; i++)
         free(o->owned[i]);
-    for (size_t i = 0; i < CLI_MAX_LIST; i++)
+    for (size_t i = 0; i < CLI_MAX_LIST; i++) {
         free(o->broadcast_data[i]);
+        for (char **folder = o->folders[i]; folder && *folder; folder++)
+            free(*folder);
+        free(o->folders[i]);
+    }
 }

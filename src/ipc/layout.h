@@ -99,7 +99,9 @@ typedef struct worker_control {
     /* Generations: the one that may claim slices, since the caller has compared its engine; the one that is to finish
      * what it has begun and leave. */
     _Atomic uint32_t admitted, dismissed;
-    uint32_t reserved[6];
+    /* The report of bad rows that the caller has noted last, and the last one that it has refused. */
+    _Atomic uint32_t heard, refused;
+    uint32_t reserved[4];
 } worker_control;
 
 static_assert(sizeof(worker_control) == 64, "worker_control: size");

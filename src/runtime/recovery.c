@@ -521,6 +521,75 @@ void recovery_message(dpi_session *s, size_t w, const json_t *message)
     recovery_step(s);
 }
 
+/* ---- rows that workers know to be bad --------------------------------------------------------------------------- */
+
+/* The batch that the message is about, where worker w may speak of its slice; else NULL. Under the lock. */
+static batch *batch_told_of(const dpi_session *s, size_t w, const json_t *message, uint64_t *first, uint64_t *rows)
+{
+    json_int_t slot = json_integer_value(json_object_get(message, "slot"));
+    json_int_t slice = json_integer_value(json_object_get(message, "slice"));
+    batch *b = slot >= 0 && slot < LAYOUT_SLOTS ? s->slots[slot] : NULL;
+    if (!b || json_integer_value(json_object_get(message, "sequence")) != b->sequence || slice < 0 ||
+        slice >= b->slice_count)
+        return NULL;
+    claim now = claim_load(&batch_claims(s, b->slot)->word[slice]);
+    bool runs = now.state == CLAIM_RUNNING && now.worker == w;
+    bool tries = now.state == CLAIM_SUSPECT && s->recovery && s->recovery->running && s->recovery->on == w;
+    *first = batch_slice_rows(s, b, (uint32_t)slice, rows);
+    return now.sequence == b->sequence && (runs || tries) ? b : NULL;
+}
+
+/* Whether it was told of before: by a worker that has died of the slice, or of another in it, since. */
+static bool is_noted(const dpi_session *s, const batch *b, uint64_t row)
+{
+    if (!(atomic_load(&s->control->batches[b->slot].flags) & BATCH_RING_EACH))
+        return false; /* nobody has died */
+    for (size_t i = 0; i < b->bad_row_count; i++)
+        if (b->bad_rows[i].row == row)
+            return true;
+    return false;
+}
+
+/* Notes one; false when it may not be left out, and the batch has its verdict. Under the lock. */
+static bool take_bad_row(dpi_session *s, batch *b, uint64_t row, const char *reason)
+{
+    if (is_noted(s, b, row))
+        return true;
+    event_bad_row(s, row, reason);
+    if (may_leave_out(s, b) && note_bad_row(s, b, row, reason))
+        return true;
+    char text[sizeof((dpi_error *)0)->message];
+    snprintf(text, sizeof text, "row %llu cannot be had: %s%s", (unsigned long long)row, reason,
+             s->on_bad_row == DPI_BAD_ROW_SKIP ? "; that is one bad row too many" : "");
+    judge(b, DPI_E_DATA, text);
+    return false;
+}
+
+void recovery_bad_rows(dpi_session *s, size_t w, const json_t *message)
+{
+    worker_control *c = &s->control->workers[w];
+    uint32_t number = (uint32_t)json_integer_value(json_object_get(message, "bad"));
+    const json_t *rows = json_object_get(message, "rows");
+    uint64_t first, count = 0;
+    pthread_mutex_lock(&s->lock);
+    batch *b = batch_told_of(s, w, message, &first, &count);
+    bool good = b && json_array_size(rows) <= count;
+    for (size_t i = 0; good && i < json_array_size(rows); i++) {
+        const json_t *one = json_array_get(rows, i);
+        json_int_t row = json_integer_value(json_array_get(one, 0));
+        const char *reason = json_string_value(json_array_get(one, 1));
+        good = row >= 0 && (uint64_t)row >= first && (uint64_t)row - first < count && reason &&
+               take_bad_row(s, b, users_row(s, b, (uint64_t)row), reason);
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (!good)
+        atomic_store_explicit(&c->refused, number, memory_order_relaxed);
+    atomic_store_explicit(&c->heard, number, memory_order_release); /* pairs with await_heard */
+    bell_ring(&c->bell, &s->workers[w].page->sleeping);
+}
+
+/* ---- going on --------------------------------------------------------------------------------------------------- */
+
 void recovery_step(dpi_session *s)
 {
     recovery *r = s->recovery;

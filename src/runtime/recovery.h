@@ -27,6 +27,9 @@ typedef struct death {
 bool recovery_death(dpi_session *s, size_t w, const death *d);
 /* A trial's answer, or word of a suspect, from worker w. */
 void recovery_message(dpi_session *s, size_t w, const json_t *message);
+/* Worker w tells of rows that it could not have (worker_bad.c): notes them, or the batch fails for them, and answers.
+ */
+void recovery_bad_rows(dpi_session *s, size_t w, const json_t *message);
 /* Goes on: the next trial, suspects of batches that are over. Called when anything has changed, and every tick. */
 void recovery_step(dpi_session *s);
 /* Whether worker w has anything to finish: a slice that it has begun, or a trial. */

@@ -64,7 +64,10 @@ static dpi_status open_sources(run *r, dpi_error *error)
         if (at < 0 || s->is_broadcast[at] || r->sources[at])
             return error_set(error, DPI_E_ARGUMENT, "the source %s is for no input, or for one that has another",
                              r->o->inputs[i]);
-        dpi_status status = source_open(spec, -1, &r->sources[at], error);
+        source_options options = {.want = &s->sig.inputs[at], .preprocess = r->o->preprocess};
+        dpi_status status = source_open_for(spec, &options, &r->sources[at], error);
+        if (!status && source_warning(r->sources[at]))
+            log_warning(&s->log, "%s", source_warning(r->sources[at]));
         if (!status)
             status = check_source(r, (size_t)at, error);
         if (status)
@@ -134,6 +137,15 @@ static void add_fd(json_t *object, int fd, int *fds, size_t *count)
     fds[(*count)++] = fd;
 }
 
+/* Workers that have no processors of their own. */
+static size_t without_cpus(const dpi_session *s)
+{
+    size_t count = 0;
+    for (size_t w = 0; w < s->count; w++)
+        count += !s->devices.items[w].cpu_count;
+    return count;
+}
+
 static dpi_status tell_workers(run *r, dpi_error *error)
 {
     dpi_session *s = r->s;
@@ -144,6 +156,7 @@ static dpi_status tell_workers(run *r, dpi_error *error)
         json_t *one = json_object();
         if (r->sources[i]) {
             json_object_set_new(one, "spec", json_string(source_spec(r->sources[i])));
+            json_object_set_new(one, "dear", json_boolean(source_is_dear(r->sources[i])));
             add_fd(one, source_fd(r->sources[i]), fds, &fd_count);
         }
         json_array_append_new(sources, one);
@@ -156,8 +169,9 @@ static dpi_status tell_workers(run *r, dpi_error *error)
             add_fd(one, sink_fd(r->sinks[o]), fds, &fd_count);
         json_array_append_new(sinks, one ? one : json_object());
     }
-    json_t *question =
-        json_pack("{s:s, s:I, s:o, s:o}", "what", "job", "job", (json_int_t)r->job, "sources", sources, "sinks", sinks);
+    json_t *question = json_pack("{s:s, s:I, s:o, s:o, s:I, s:I}", "what", "job", "job", (json_int_t)r->job, "sources",
+                                 sources, "sinks", sinks, "loader_threads", (json_int_t)r->o->loader_threads, "sharing",
+                                 (json_int_t)without_cpus(s));
     dpi_status status =
         question ? DPI_OK : error_set(error, DPI_E_ARGUMENT, "the name of a source or sink is not valid UTF-8");
     if (!status)

@@ -95,7 +95,9 @@ static dpi_status gather_facts(run *r, dpi_error *error)
         if (!r->sources[i])
             continue;
         snprintf(key, sizeof key, "the source of %s", r->s->sig.inputs[i].name);
-        if (source_fd(r->sources[i]) >= 0)
+        if (source_fact(r->sources[i]))
+            journal_fact(&r->facts, key, "%s", source_fact(r->sources[i]));
+        else if (source_fd(r->sources[i]) >= 0)
             add_file_fact(r, key, source_fd(r->sources[i]), source_spec(r->sources[i]));
         else
             journal_fact(&r->facts, key, "%s", source_spec(r->sources[i]));

@@ -175,8 +175,12 @@ static dpi_status fill_common_setup(dpi_session *s, const dpi_options *o, const 
     t->output_names = calloc(t->output_count + 1, sizeof *t->output_names);
     for (size_t i = 0; t->output_names && i < t->output_count; i++)
         t->output_names[i] = strdup(o->output_names[i]);
+    t->data_folders = calloc(o->data_folder_count + 1, sizeof *t->data_folders);
+    for (size_t i = 0; t->data_folders && o->data_folders && i < o->data_folder_count; i++)
+        if ((t->data_folders[t->data_folder_count] = realpath(o->data_folders[i], NULL)))
+            t->data_folder_count++; /* what is not there, whoever reads from it will say */
     bool good =
-        t->output_names && t->backend && t->model_format && (!o->model_path || t->model_path) &&
+        t->output_names && t->data_folders && t->backend && t->model_format && (!o->model_path || t->model_path) &&
         copy_options(o->provider_options, o->provider_option_count, -1, &t->provider_options,
                      &t->provider_option_count) &&
         copy_options(o->backend_options, o->backend_option_count, -1, &t->backend_options, &t->backend_option_count);

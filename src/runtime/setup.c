@@ -149,25 +149,31 @@ static json_t *names_to_json(char *const *names, size_t count)
     return array;
 }
 
-static bool names_from_json(const json_t *array, worker_setup *setup)
+static bool names_from_json(const json_t *array, char ***names, size_t *count)
 {
-    setup->output_count = json_array_size(array);
-    setup->output_names = calloc(setup->output_count + 1, sizeof *setup->output_names);
-    if (!setup->output_names)
+    *names = calloc(json_array_size(array) + 1, sizeof **names);
+    if (!*names)
         return false;
-    for (size_t i = 0; i < setup->output_count; i++) {
-        const char *name = json_string_value(json_array_get(array, i));
-        if (!name || !(setup->output_names[i] = strdup(name)))
+    for (*count = 0; *count < json_array_size(array); ++*count) {
+        const char *name = json_string_value(json_array_get(array, *count));
+        if (!name || !((*names)[*count] = strdup(name)))
             return false;
     }
     return true;
+}
+
+static void names_free(char **names, size_t count)
+{
+    for (size_t i = 0; names && i < count; i++)
+        free(names[i]);
+    free(names);
 }
 
 json_t *setup_to_json(const worker_setup *s)
 {
     return json_pack(
         "{s:I, s:I, s:s, s:s?, s:s?, s:s?, s:o, s:i, s:o, s:I, s:s?, s:o, s:o, s:o, s:b, s:b, s:s?, s:I, s:i, s:b, "
-        "s:b, s:I}",
+        "s:b, s:I, s:o}",
         "worker", (json_int_t)s->worker, "generation", (json_int_t)s->generation, "backend", s->backend, "library",
         s->library, "model_path", s->model_path, "model_format", s->model_format, "device", device_to_json(&s->device),
         "precision", (int)s->precision, "outputs", names_to_json(s->output_names, s->output_count), "batch",
@@ -176,7 +182,8 @@ json_t *setup_to_json(const worker_setup *s)
         options_to_json(s->backend_options, s->backend_option_count), "broadcast", broadcast_to_json(s), "batch_auto",
         s->batch_auto, "trust_rows", s->trust_rows, "cache_dir", s->cache_dir, "cache_max_bytes",
         (json_int_t)s->cache_max_bytes, "log_level", (int)s->log_level, "no_sandbox", s->no_sandbox, "core_dumps",
-        s->core_dumps, "memory_bytes", (json_int_t)s->memory_bytes);
+        s->core_dumps, "memory_bytes", (json_int_t)s->memory_bytes, "data_folders",
+        names_to_json(s->data_folders, s->data_folder_count));
 }
 
 dpi_status setup_from_json(const json_t *json, worker_setup *s, dpi_error *error)
@@ -198,7 +205,8 @@ dpi_status setup_from_json(const json_t *json, worker_setup *s, dpi_error *error
     s->memory_bytes = get_u64(json, "memory_bytes");
     s->log_level = (dpi_log_level)get_u64(json, "log_level");
     if (s->backend && s->model_format && device_from_json(json_object_get(json, "device"), s) &&
-        names_from_json(json_object_get(json, "outputs"), s) &&
+        names_from_json(json_object_get(json, "outputs"), &s->output_names, &s->output_count) &&
+        names_from_json(json_object_get(json, "data_folders"), &s->data_folders, &s->data_folder_count) &&
         options_from_json(json_object_get(json, "provider_options"), &s->provider_options, &s->provider_option_count) &&
         options_from_json(json_object_get(json, "backend_options"), &s->backend_options, &s->backend_option_count) &&
         broadcast_from_json(json_object_get(json, "broadcast"), s))
@@ -226,9 +234,8 @@ void setup_free(worker_setup *s)
     free(s->cache_dir);
     free(s->cpus);
     free(s->broadcast);
-    for (size_t i = 0; s->output_names && i < s->output_count; i++)
-        free(s->output_names[i]);
-    free(s->output_names);
+    names_free(s->output_names, s->output_count);
+    names_free(s->data_folders, s->data_folder_count);
     options_free(s->provider_options, s->provider_option_count);
     options_free(s->backend_options, s->backend_option_count);
     *s = (worker_setup){0};

@@ -38,6 +38,8 @@ typedef struct worker_setup {
     bool trust_rows;
     char *cache_dir; /* NULL: the default folder; "": none */
     uint64_t cache_max_bytes;
+    char **data_folders; /* to be read besides */
+    size_t data_folder_count;
     bool no_sandbox, core_dumps;
     uint64_t memory_bytes; /* of the worker's own; 0: no limit */
     dpi_log_level log_level;

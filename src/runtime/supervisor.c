@@ -137,6 +137,11 @@ static void take_message(dpi_session *s, size_t w)
         return;
     }
     bool starting = k->state == WORKER_STARTING && !k->accepted;
+    if (!starting && json_object_get(message, "bad")) {
+        recovery_bad_rows(s, w, message);
+        json_decref(message);
+        return;
+    }
     if (!starting && !json_object_get(message, "trial") && !json_object_get(message, "suspect")) {
         take_answer(s, w, message);
         return;

@@ -14,12 +14,19 @@
 #include <pthread.h>
 
 typedef struct worker_job worker_job; /* sources and sinks of a run; worker_job.h */
+typedef struct loader loader;         /* slices that are loaded ahead; loader.h */
 
 /* Memory of a worker's own: for padded slices, rows read from files, and results on their way to one. */
 typedef struct scratch {
     void *data;
     size_t bytes;
 } scratch;
+
+/* A row that cannot be had. */
+typedef struct flight_bad {
+    size_t row;   /* within the slice */
+    char *reason; /* malloc'd */
+} flight_bad;
 
 /* One slice on its way through the engine. */
 typedef struct flight {
@@ -33,6 +40,14 @@ typedef struct flight {
     scratch in[PORT_MAX], out[PORT_MAX];
     int64_t started_ns, loaded_ns;
     bool new_shape;
+    /* Of a run: */
+    const worker_job *job;
+    uint64_t source_row;
+    flight_bad *bad; /* by row */
+    size_t bad_count;
+    /* loader.c: rows that somebody has begun, and those that are just being loaded */
+    size_t rows_taken, loading;
+    dpi_error load_error;
 } flight;
 
 #define WORKER_TURNS 4
@@ -66,12 +81,14 @@ typedef struct worker {
 
     flight flights[BACKEND_MAX_DEPTH];
     unsigned flight_head, flight_count; /* ring: oldest at head */
+    loader *loader;                     /* NULL: no run has rows that are dear to load */
     int64_t turn_ns;                    /* since when the oldest flight is the oldest */
     int64_t turns[WORKER_TURNS];        /* how long the last ones, of turn_rows rows, have been that */
     size_t turn_rows, turn_count;
     slot_cursor cursors[LAYOUT_SLOTS];
     uint32_t mail_seen;
     uint64_t trial_seen;
+    uint32_t reports;    /* of bad rows */
     worker_job *jobs;    /* list */
     size_t largest_rows; /* of any call so far: a larger one is a new shape */
     int64_t last_idle_ns;
@@ -101,15 +118,21 @@ static inline claims *worker_claims(const worker *w, uint32_t slot)
 
 /* ---- slices (worker_slice.c) ---- */
 
-/* Finds a slice that this worker may compute and moves its claim to RUNNING; false when there is none now. When some
+/* Finds a slice that this worker may compute and moves its claim to RUNNING; false when there is none now. `ahead`: one
+ * whose rows are dear to load, while there is enough left for all; else one whose rows are not. When some
  * may become fit to be stolen later, *look_again_ns is when (CLOCK_NEVER otherwise). */
-bool worker_claim(worker *w, flight *f, int64_t *look_again_ns);
+bool worker_claim(worker *w, flight *f, bool ahead, int64_t *look_again_ns);
 /* Finds out which rows of its batch slice f->slice is. */
 void worker_find_rows(const worker *w, flight *f);
 /* Points the call's arrays at the flight's rows: in place where possible, else through scratch. */
 dpi_status worker_prepare(worker *w, flight *f, dpi_error *error);
+/* The same without the rows that are dear to load, and what is left to do when those are there. */
+dpi_status worker_prepare_ahead(worker *w, flight *f, dpi_error *error);
+void worker_pad_inputs(const worker *w, flight *f);
 /* Of that the outputs alone. */
 dpi_status worker_prepare_outputs(worker *w, flight *f, dpi_error *error);
+/* Gives the outputs of row `row` of a flight the value of rows that cannot be computed. */
+void worker_void_row(const worker *w, flight *f, size_t row);
 /* After the engine: moves results that stand in scratch to where they belong. */
 dpi_status worker_deliver(worker *w, flight *f, dpi_error *error);
 /* DONE or BAD (SUSPECT where bad rows are to be found and left out), counters, bells. `error` is why it failed. */
@@ -129,6 +152,8 @@ static inline void worker_step(worker *w, backend_step step)
 
 /* What the supervisor sees of a running slice, and since when; NULL: the worker is idle. */
 void worker_show_busy(worker *w, const flight *f, int64_t since_ns);
+/* Shows what it does from now on: the oldest flight, or the slice that is loaded, or nothing. */
+void worker_show_turn(worker *w);
 
 /* ---- trials (worker_trial.c) ---- */
 
@@ -136,6 +161,15 @@ void worker_show_busy(worker *w, const flight *f, int64_t since_ns);
 bool worker_trial_asked(worker *w);
 /* Runs it and tells how it went; nothing else may be in flight. */
 void worker_trial_run(worker *w);
+
+/* ---- rows that cannot be had (worker_bad.c) ---- */
+
+/* Behind worker_deliver, where f->bad_count: tells the caller, who has noted them when this returns. DPI_E_DATA: they
+ * are not to be left out, or too many. */
+dpi_status worker_report_bad(worker *w, const flight *f, dpi_error *error);
+/* Frees what a flight knows of bad rows, and all that it has. */
+void flight_forget_bad(flight *f);
+void flight_free(flight *f);
 
 /* scratch of at least `bytes`, 64-byte aligned; false when out of memory */
 bool scratch_ensure(scratch *s, size_t bytes);

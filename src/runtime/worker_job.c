@@ -2,7 +2,9 @@
 
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/topology.h"
 #include "data/sigbus.h"
+#include "runtime/loader.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,6 +41,10 @@ void worker_job_drop(worker *w, uint32_t id)
             continue;
         worker_job *job = *at;
         *at = job->next;
+        if (job->dear && !loader_count(w->loader)) { /* every slice is over when the caller drops a run */
+            loader_stop(w->loader);
+            w->loader = NULL;
+        }
         job_free(job);
         return;
     }
@@ -63,7 +69,10 @@ static dpi_status open_source(worker *w, worker_job *job, const json_t *json, in
     if (!spec)
         return DPI_OK; /* a broadcast input */
     int fd = take_fd(json, fds, fd_count);
-    dpi_status status = source_open(spec, fd, &job->sources[i], error);
+    dpi_status status = json_is_true(json_object_get(json, "dear"))
+                            ? source_open_index(spec, fd, &job->sources[i], error)
+                            : source_open(spec, fd, &job->sources[i], error);
+    job->dear |= !status && source_is_dear(job->sources[i]);
     if (fd >= 0)
         close(fd);
     const void *start;
@@ -84,6 +93,34 @@ static void open_sink(worker_job *job, const json_t *json, int *fds, size_t fd_c
     snprintf(to->name, sizeof to->name, "%s", name ? name : "?");
 }
 
+/* How many threads may load rows: as many as the device has processors, and where it is none of them, a fair part of
+ * what there is for `sharing` such workers. */
+static size_t loader_threads(const worker *w, size_t sharing)
+{
+    const backend_device *d = &w->setup.device;
+    topology machine;
+    if (d->cpu_count)
+        return d->threads ? d->threads : d->cpu_count;
+    size_t threads = 1;
+    if (topology_read(&machine, NULL) == DPI_OK) {
+        threads = machine.usable_threads / (sharing ? sharing : 1);
+        topology_free(&machine);
+    }
+    return threads ? threads : 1;
+}
+
+static dpi_status start_loader(worker *w, const json_t *message, dpi_error *error)
+{
+    size_t threads = (size_t)json_integer_value(json_object_get(message, "loader_threads"));
+    bool helps = w->depth == 1;
+    if (w->loader)
+        return DPI_OK;
+    if (!threads)
+        threads = loader_threads(w, (size_t)json_integer_value(json_object_get(message, "sharing")));
+    w->loader = loader_start(threads - (helps ? 1 : 0), helps);
+    return w->loader ? DPI_OK : error_set(error, DPI_E_SYSTEM, "out of memory");
+}
+
 dpi_status worker_job_open(worker *w, const json_t *message, int *fds, size_t fd_count, dpi_error *error)
 {
     worker_job *job = calloc(1, sizeof *job);
@@ -99,6 +136,8 @@ dpi_status worker_job_open(worker *w, const json_t *message, int *fds, size_t fd
         status = open_source(w, job, json_array_get(sources, i), fds, fd_count, error);
     for (size_t i = 0; !status && i < json_array_size(sinks); i++)
         open_sink(job, json_array_get(sinks, i), fds, fd_count);
+    if (!status && job->dear)
+        status = start_loader(w, message, error);
     if (status) {
         job_free(job);
         return status;
@@ -124,6 +163,12 @@ dpi_status worker_job_load(worker *w, const worker_job *job, flight *f, uint64_t
         if (!shape_row_bytes(p->dtype, p->shape, p->rank, &row_bytes))
             return error_set(error, DPI_E_INTERNAL, "%s has rows of no size", source_spec(s));
         bool padded = f->call_rows != f->rows, copy = w->setup.device.in_caller;
+        if (source_is_dear(s)) {
+            if (!scratch_ensure(&f->in[i], row_bytes * f->call_rows))
+                return out_of_memory(error, row_bytes * f->call_rows);
+            f->inputs[i].data = f->in[i].data;
+            continue;
+        }
         if ((padded || copy || !source_is_mapped(s)) && !scratch_ensure(&f->in[i], row_bytes * f->call_rows))
             return out_of_memory(error, row_bytes * f->call_rows);
         const void *rows = NULL;

@@ -17,6 +17,7 @@ typedef struct job_sink {
 struct worker_job {
     struct worker_job *next;
     uint32_t id;
+    bool dear;                 /* one of its sources has rows that are dear to load */
     source *sources[PORT_MAX]; /* per input; NULL for a broadcast input */
     size_t source_count;
     job_sink sinks[PORT_MAX]; /* per output */
@@ -28,7 +29,8 @@ dpi_status worker_job_open(worker *w, const json_t *message, int *fds, size_t fd
 void worker_job_drop(worker *w, uint32_t id);
 const worker_job *worker_job_find(const worker *w, uint32_t id);
 
-/* Inputs of a slice from the sources (filling scratch where needed), and its outputs to the sinks. */
+/* Inputs of a slice from the sources (filling scratch where needed; where rows are dear to load, only their place is
+ * prepared), and its outputs to the sinks. */
 dpi_status worker_job_load(worker *w, const worker_job *job, flight *f, uint64_t source_row, dpi_error *error);
 dpi_status worker_job_store(worker *w, const worker_job *job, flight *f, uint64_t result_row, const batch_desc *batch,
                             dpi_error *error);

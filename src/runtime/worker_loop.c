@@ -1,8 +1,11 @@
 #include "base/clock.h"
 #include "ipc/bell.h"
+#include "runtime/loader.h"
 #include "runtime/worker.h"
 
 #include <stdlib.h>
+
+#define LOOK_NS 5000000 /* so often a worker that waits for rows looks for anything else */
 
 static void add(_Atomic uint64_t *counter, int64_t value)
 {
@@ -21,11 +24,15 @@ void worker_show_busy(worker *w, const flight *f, int64_t since_ns)
     atomic_store_explicit(&page->busy_since_ns, f ? since_ns : 0, memory_order_release);
 }
 
-/* Shows the oldest flight. Its turn begins now: those behind it wait in the engine's queue, and that is no hang. */
-static void show_turn(worker *w)
+/* Shows the oldest flight. Its turn begins now: those behind it wait in the engine's queue, and that is no hang. Where
+ * the engine has none, a slice that is being loaded is what this worker does, as long as it gets on with it. */
+void worker_show_turn(worker *w)
 {
     w->turn_ns = clock_now_ns();
-    worker_show_busy(w, w->flight_count ? &w->flights[w->flight_head] : NULL, w->turn_ns);
+    if (!w->flight_count && loader_count(w->loader))
+        worker_show_busy(w, loader_oldest(w->loader), loader_progress_ns(w->loader));
+    else
+        worker_show_busy(w, w->flight_count ? &w->flights[w->flight_head] : NULL, w->turn_ns);
 }
 
 /* Until when the oldest flight is not worth waiting for in the engine: most of the shortest of the last turns of as
@@ -72,6 +79,7 @@ static void land(worker *w, flight *f, dpi_status status, backend_timing timing,
         }
     }
     f->used = false;
+    flight_forget_bad(f);
     worker_finish(w, f, status, error);
 }
 
@@ -81,18 +89,16 @@ static void land_at_once(worker *w, flight *f, dpi_status status, backend_timing
 {
     land(w, f, status, timing, error);
     if (!w->flight_count)
-        show_turn(w);
+        worker_show_turn(w);
 }
 
-/* Claims and starts one slice; false when there was none. */
-static bool take_off(worker *w, int64_t *look_again_ns)
+static unsigned free_seat(const worker *w) { return (w->flight_head + w->flight_count) % (unsigned)w->depth; }
+
+/* Claims a slice; false when there was none. */
+static bool claim_slice(worker *w, flight *f, bool ahead, int64_t *look_again_ns)
 {
-    unsigned index = (w->flight_head + w->flight_count) % (unsigned)w->depth;
-    flight *f = &w->flights[index];
-    if (!worker_claim(w, f, look_again_ns))
+    if (!worker_claim(w, f, ahead, look_again_ns))
         return false;
-    dpi_error error;
-    error_clear(&error);
     f->used = true;
     f->started_ns = clock_now_ns();
     if (w->last_idle_ns) {
@@ -101,7 +107,13 @@ static bool take_off(worker *w, int64_t *look_again_ns)
     }
     worker_step(w, STEP_CLAIMED);
     worker_find_rows(w, f);
-    dpi_status status = worker_prepare(w, f, &error);
+    return true;
+}
+
+/* A flight whose inputs are there (or not: `status`) goes to the engine. */
+static void launch(worker *w, flight *f, dpi_status status, dpi_error *error)
+{
+    unsigned index = free_seat(w);
     f->loaded_ns = clock_now_ns();
     worker_step(w, STEP_LOADED);
     if (!w->flight_count)
@@ -111,18 +123,64 @@ static bool take_off(worker *w, int64_t *look_again_ns)
         if (w->engine_lock)
             pthread_mutex_lock(w->engine_lock);
         if (!status)
-            status = w->backend->run(w->engine, &f->call, &timing, &error);
+            status = w->backend->run(w->engine, &f->call, &timing, error);
         if (w->engine_lock)
             pthread_mutex_unlock(w->engine_lock);
-        land_at_once(w, f, status, timing, &error);
-        return true;
+        land_at_once(w, f, status, timing, error);
+        return;
     }
-    status = w->backend->enqueue(w->engine, (int)index, &f->call, &error);
+    status = w->backend->enqueue(w->engine, (int)index, &f->call, error);
     if (status)
-        land_at_once(w, f, status, timing, &error);
+        land_at_once(w, f, status, timing, error);
     else
         w->flight_count++;
+}
+
+/* Claims and starts one slice; false when there was none. */
+static bool take_off(worker *w, int64_t *look_again_ns)
+{
+    flight *f = &w->flights[free_seat(w)];
+    if (!claim_slice(w, f, false, look_again_ns))
+        return false;
+    dpi_error error;
+    error_clear(&error);
+    launch(w, f, worker_prepare(w, f, &error), &error);
     return true;
+}
+
+/* Claims a slice that is to be loaded; false when there was none, or no room. */
+static bool load_ahead(worker *w, int64_t *look_again_ns)
+{
+    flight *f = w->loader ? loader_room(w->loader) : NULL;
+    if (!f || !claim_slice(w, f, true, look_again_ns))
+        return false;
+    dpi_error error;
+    error_clear(&error);
+    dpi_status status = worker_prepare_ahead(w, f, &error);
+    if (status) {
+        land_at_once(w, f, status, (backend_timing){0}, &error);
+        return true;
+    }
+    loader_begin(w->loader, f->started_ns);
+    if (!w->flight_count)
+        worker_show_turn(w);
+    return true;
+}
+
+/* The oldest slice that is loaded goes to the engine. */
+static void take_off_loaded(worker *w)
+{
+    flight *f = &w->flights[free_seat(w)];
+    dpi_error error;
+    error_clear(&error);
+    dpi_status status;
+    loader_take(w->loader, f, &status, &error);
+    if (!status)
+        worker_pad_inputs(w, f);
+    /* It began when it was claimed, and cost the engine time from when that had nothing else. */
+    int64_t free_ns = atomic_load_explicit(&w->page->finished_ns, memory_order_relaxed);
+    f->started_ns = w->flight_count ? clock_now_ns() : f->started_ns > free_ns ? f->started_ns : free_ns;
+    launch(w, f, status, &error);
 }
 
 static void land_oldest(worker *w)
@@ -136,7 +194,7 @@ static void land_oldest(worker *w)
     land(w, f, status, timing, &error);
     w->flight_head = (w->flight_head + 1) % (unsigned)w->depth;
     w->flight_count--;
-    show_turn(w); /* after the word: see land_at_once */
+    worker_show_turn(w); /* after the word: see land_at_once */
 }
 
 /* With room for more in flight, a worker waits on its bell first, so that work which comes meanwhile starts at once:
@@ -145,8 +203,13 @@ static bool hear_of_more(worker *w, uint32_t seen, int64_t look_again_ns)
 {
     int64_t engine_from_ns = turn_not_before(w),
             until_ns = look_again_ns < engine_from_ns ? look_again_ns : engine_from_ns;
-    if (clock_now_ns() >= engine_from_ns)
+    int64_t now_ns = clock_now_ns();
+    if (now_ns >= engine_from_ns)
         return false;
+    if (loader_count(w->loader)) { /* what is loaded rings no bell */
+        loader_help(w->loader, engine_from_ns < now_ns + LOOK_NS ? engine_from_ns : now_ns + LOOK_NS);
+        return true;
+    }
     static const bell_patience patience = {.mode = DPI_WAIT_BLOCK};
     bool rung = bell_wait(&w->control->workers[w->index].bell, seen, &w->page->sleeping, patience, until_ns);
     return rung || clock_now_ns() < engine_from_ns;
@@ -167,18 +230,33 @@ void worker_loop(worker *w)
         if (worker_trial_asked(w)) {
             while (w->flight_count)
                 land_oldest(w);
+            loader_pause(w->loader); /* nothing else in flight */
             worker_trial_run(w);
+            loader_resume(w->loader);
             continue;
         }
-        if (atomic_load_explicit(dismissed, memory_order_acquire) == w->generation)
+        bool leaving = atomic_load_explicit(dismissed, memory_order_acquire) == w->generation;
+        if (leaving && !loader_count(w->loader))
             break;
         int64_t look_again_ns = CLOCK_NEVER;
-        if (w->flight_count < (unsigned)w->depth &&
-            atomic_load_explicit(admitted, memory_order_acquire) == w->generation && take_off(w, &look_again_ns))
+        bool room = w->flight_count < (unsigned)w->depth;
+        bool may_claim = !leaving && atomic_load_explicit(admitted, memory_order_acquire) == w->generation;
+        if (may_claim && load_ahead(w, &look_again_ns))
             continue;
+        if (may_claim && room && take_off(w, &look_again_ns))
+            continue;
+        if (room && loader_ready(w->loader)) {
+            take_off_loaded(w);
+            continue;
+        }
         if (w->flight_count) {
-            if (w->flight_count == (unsigned)w->depth || !hear_of_more(w, seen, look_again_ns))
+            if (!room || !hear_of_more(w, seen, look_again_ns))
                 land_oldest(w);
+            continue;
+        }
+        if (loader_count(w->loader)) {
+            loader_help(w->loader, clock_now_ns() + LOOK_NS);
+            worker_show_turn(w);
             continue;
         }
         if (!w->last_idle_ns)

@@ -2,6 +2,7 @@
 #include "base/clock.h"
 #include "base/topology.h"
 #include "runtime/cache.h"
+#include "runtime/loader.h"
 #include "runtime/model_hash.h"
 #include "runtime/probe.h"
 #include "runtime/worker_job.h"
@@ -359,11 +360,9 @@ void worker_close(worker *w)
         w->backend->unload(w->library);
     if (w->model_data)
         munmap(w->model_data, w->model_bytes);
+    loader_stop(w->loader);
     for (int i = 0; i < BACKEND_MAX_DEPTH; i++)
-        for (int k = 0; k < PORT_MAX; k++) {
-            free(w->flights[i].in[k].data);
-            free(w->flights[i].out[k].data);
-        }
+        flight_free(&w->flights[i]);
     setup_free(&w->setup);
 }
 

@@ -111,8 +111,11 @@ static void list_paths(const worker *w, const char *cache_folder, path_list *lis
         add_path(list, cache_folder, true);
     for (size_t i = 0; i < sizeof system / sizeof system[0]; i++)
         add_path(list, system[i], false);
+    for (size_t i = 0; i < w->setup.data_folder_count; i++)
+        add_path(list, w->setup.data_folders[i], false);
     if (w->setup.model_path)
         add_model(list, w->setup.model_path);
+    add_folder_of(list, "/proc/self/exe"); /* modules for images and tars stand beside the worker */
     dl_iterate_phdr(add_library, list);
     add_search_path(list);
 }

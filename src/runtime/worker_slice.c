@@ -2,6 +2,7 @@
 #include "base/clock.h"
 #include "ipc/arena.h"
 #include "ipc/bell.h"
+#include "runtime/loader.h"
 #include "runtime/worker.h"
 #include "runtime/worker_job.h"
 
@@ -172,19 +173,38 @@ static bool claim_in_pass(worker *w, int pass, uint32_t slot, uint32_t sequence,
     return f->flags & BATCH_SHARD ? claim_shared(w, b, sequence, c, f) : claim_own(w, b, slot, sequence, c, f);
 }
 
-bool worker_claim(worker *w, flight *f, int64_t *look_again_ns)
+/* Slices ahead of the engine are out of others' reach: none are taken where they would go short of work. */
+static bool enough_for_all(const worker *w, const uint32_t *slots, const uint32_t *sequences, unsigned count)
+{
+    uint64_t untried = 0, workers = 0;
+    for (unsigned i = 0; i < count; i++) {
+        uint64_t hint = atomic_load_explicit(&worker_claims(w, slots[i])->next, memory_order_relaxed);
+        if ((uint32_t)(hint >> 32) == sequences[i])
+            untried += (uint32_t)hint;
+    }
+    for (uint32_t i = 0; i < LAYOUT_WORKERS; i++)
+        workers += atomic_load_explicit(&w->control->workers[i].admitted, memory_order_relaxed) != 0;
+    return untried > workers;
+}
+
+bool worker_claim(worker *w, flight *f, bool ahead, int64_t *look_again_ns)
 {
     uint32_t slots[LAYOUT_SLOTS], sequences[LAYOUT_SLOTS];
     unsigned count = slots_in_order(w, slots, sequences);
     f->stolen = false;
+    if (ahead && loader_count(w->loader) && !enough_for_all(w, slots, sequences, count))
+        return false;
     for (int pass = 0; pass < PASSES; pass++) {
         for (unsigned i = 0; i < count; i++) {
             const batch_desc *b = &w->control->batches[slots[i]];
             f->slot = slots[i];
             f->sequence = sequences[i];
             f->flags = atomic_load_explicit(&b->flags, memory_order_relaxed);
-            if ((f->flags & BATCH_SHARD) && !worker_job_find(w, b->job))
+            const worker_job *job = f->flags & BATCH_SHARD ? worker_job_find(w, b->job) : NULL;
+            if ((f->flags & BATCH_SHARD) && !job)
                 continue; /* a new worker, which is about to be told of the run */
+            if ((job && job->dear) != ahead)
+                continue;
             if (claim_in_pass(w, pass, slots[i], sequences[i], f, look_again_ns))
                 return true;
         }
@@ -309,7 +329,29 @@ dpi_status worker_prepare_outputs(worker *w, flight *f, dpi_error *error)
     return DPI_OK;
 }
 
+void worker_pad_inputs(const worker *w, flight *f)
+{
+    const batch_desc *b = &w->control->batches[f->slot];
+    for (uint32_t i = 0; f->call_rows > f->rows && i < b->input_count; i++)
+        if (!w->broadcast[i].data)
+            pad_rows(f->inputs[i].data, b->inputs[i].row_bytes, f->rows, f->call_rows);
+}
+
+/* A slice that is loaded for long is no hang. */
+static void show_progress(worker *w, const flight *f) { worker_show_busy(w, f, clock_now_ns()); }
+
 dpi_status worker_prepare(worker *w, flight *f, dpi_error *error)
+{
+    dpi_status status = worker_prepare_ahead(w, f, error);
+    if (status || !(f->flags & BATCH_SHARD))
+        return status;
+    if (f->job->dear)
+        status = loader_load_all(f, show_progress, w, error);
+    worker_pad_inputs(w, f);
+    return status;
+}
+
+dpi_status worker_prepare_ahead(worker *w, flight *f, dpi_error *error)
 {
     const batch_desc *b = &w->control->batches[f->slot];
     f->call_rows = b->fixed_rows > f->rows ? b->fixed_rows : f->rows;
@@ -324,11 +366,9 @@ dpi_status worker_prepare(worker *w, flight *f, dpi_error *error)
     const worker_job *job = worker_job_find(w, b->job);
     if (!job)
         return error_set(error, DPI_E_INTERNAL, "worker %u was not told about run %u", w->index, b->job);
-    status = worker_job_load(w, job, f, b->first_row + f->first_row, error);
-    for (uint32_t i = 0; !status && f->call_rows > f->rows && i < b->input_count; i++)
-        if (!w->broadcast[i].data)
-            pad_rows(f->inputs[i].data, b->inputs[i].row_bytes, f->rows, f->call_rows);
-    return status;
+    f->job = job;
+    f->source_row = b->first_row + f->first_row;
+    return worker_job_load(w, job, f, f->source_row, error);
 }
 
 dpi_status worker_deliver(worker *w, flight *f, dpi_error *error)
@@ -337,8 +377,12 @@ dpi_status worker_deliver(worker *w, flight *f, dpi_error *error)
     const worker_job *job = f->flags & BATCH_SHARD ? worker_job_find(w, b->job) : NULL;
     if ((f->flags & BATCH_SHARD) && !job) /* the run is over: somebody has spoilt this slice's word */
         return error_set(error, DPI_E_INTERNAL, "worker %u computed a slice of a run that is over", w->index);
-    if (job)
-        return worker_job_store(w, job, f, b->result_row + f->first_row, b, error);
+    for (size_t i = 0; i < f->bad_count; i++)
+        worker_void_row(w, f, f->bad[i].row);
+    if (job) {
+        dpi_status status = worker_job_store(w, job, f, b->result_row + f->first_row, b, error);
+        return !status && f->bad_count ? worker_report_bad(w, f, error) : status;
+    }
     for (uint32_t i = 0; f->call_rows != f->rows && i < b->output_count; i++) {
         const layout_array *out = &b->outputs[i];
         memcpy(w->outputs + out->offset + f->first_row * out->row_bytes, f->out[i].data, f->rows * out->row_bytes);

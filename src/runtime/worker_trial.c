@@ -3,8 +3,6 @@
 #include "runtime/worker.h"
 #include "runtime/worker_job.h"
 
-#include <math.h>
-
 /* A consistent copy of the trial that is asked for; false when it is being replaced. */
 static bool read_trial(const worker *w, uint64_t number, uint32_t *to, flight *f, bool *fill)
 {
@@ -34,16 +32,10 @@ bool worker_trial_asked(worker *w)
     return to == w->index;
 }
 
-/* The stated value of a row that cannot be computed: NaN, or 0 where the dtype has none. */
 static void fill_outputs(const worker *w, flight *f)
 {
-    for (size_t o = 0; o < w->sig.output_count; o++) {
-        dpi_dtype dtype = w->sig.outputs[o].dtype;
-        size_t elements = 0;
-        shape_elements(f->outputs[o].shape, 0, f->outputs[o].rank, &elements);
-        for (size_t i = 0; i < elements; i++)
-            dtype_set(dtype, f->outputs[o].data, i, dtype_is_float(dtype) ? NAN : 0);
-    }
+    for (size_t row = 0; row < f->call_rows; row++)
+        worker_void_row(w, f, row);
 }
 
 static dpi_status compute(worker *w, flight *f, backend_timing *timing, dpi_error *error)
@@ -105,7 +97,8 @@ void worker_trial_run(worker *w)
         status = worker_deliver(w, f, &error);
     if (!status)
         worker_count(w, f, clock_now_ns());
-    worker_show_busy(w, NULL, 0);
+    flight_forget_bad(f);
+    worker_show_turn(w);
     worker_step(w, STEP_DELIVERED);
     tell(w, number, status, &error); /* T17 answer */
     atomic_store(&w->page->trial, 0);
