@@ -166,10 +166,12 @@ static dpi_status scan_tar(const tar_module *module, int fd, reader *r, dpi_erro
     end_sample(r);
     if (none && end == TAR_DAMAGED)
         return error_set(error, DPI_E_DATA, "%s is no tar: %s", r->path, why);
-    if (end == TAR_DAMAGED)
+    if (end == TAR_DAMAGED || r->cut)
         warn(r->list, r->path, "is cut short or damaged: the samples before that are computed");
-    else if (r->cut)
-        warn(r->list, r->path, "is cut short: the samples before that are computed");
+    if (end == TAR_DAMAGED && !r->cut) { /* nobody knows which samples are lost: one row stands for them */
+        uint32_t problem = sample_text(r->list, "the tar is cut short or damaged from here on");
+        sample_add(r->list, (sample_row){.path = r->path_text, .name = r->path_text, .problem = problem});
+    }
     return DPI_OK;
 }
 

@@ -37,7 +37,7 @@ static dpi_status list_images(source *s, dpi_error *error)
     port shape;
     dpi_status status = image_plan_make(o->preprocess, o->want, &plan, &shape, error);
     if (status)
-        return status;
+        return error_prefix(error, "%s", s->spec);
     sample_list list = {0};
     status = image_list(s->spec, o->preprocess ? o->preprocess->member : NULL, &list, error);
     if (!status)
