@@ -31,6 +31,6 @@ endif()
 # The Python wheel holds library, worker, backends and program side by side: the library finds its worker beside itself.
 if(DPI_WHEEL)
   install(TARGETS dpinfer LIBRARY DESTINATION lib COMPONENT wheel)
-  install(TARGETS dpinfer-cli dpinfer-worker ${tensorrt_targets} RUNTIME DESTINATION lib COMPONENT wheel
+  install(TARGETS dpinfer-cli dpinfer-worker ${tensorrt_targets} ${image_targets} RUNTIME DESTINATION lib COMPONENT wheel
           LIBRARY DESTINATION lib COMPONENT wheel)
 endif()

@@ -11,6 +11,10 @@ _dpinfer() {
     fi
     case $prev in
     --backend) mapfile -t COMPREPLY < <(compgen -W "tensorrt openvino onnxruntime aoti sim" -- "$cur"); return ;;
+    --preprocess) mapfile -t COMPREPLY < <(compgen -W "imagenet clip none" -- "$cur"); return ;;
+    --interpolation) mapfile -t COMPREPLY < <(compgen -W "bilinear bicubic" -- "$cur"); return ;;
+    --layout) mapfile -t COMPREPLY < <(compgen -W "nchw nhwc" -- "$cur"); return ;;
+    --color) mapfile -t COMPREPLY < <(compgen -W "rgb bgr" -- "$cur"); return ;;
     --precision) mapfile -t COMPREPLY < <(compgen -W "model fp32 fp16 bf16" -- "$cur"); return ;;
     --isolation) mapfile -t COMPREPLY < <(compgen -W "process thread" -- "$cur"); return ;;
     --wait) mapfile -t COMPREPLY < <(compgen -W "auto block yield spin" -- "$cur"); return ;;
@@ -20,7 +24,9 @@ _dpinfer() {
     case $cur in
     -*)
         case $command in
-        run) open="$open --input --output --rows --top --labels --accuracy --no-overwrite --restart --no-journal --journal-every --dry-run" ;;
+        run) open="$open --input --output --rows --top --labels --accuracy --no-overwrite --restart --no-journal --journal-every --dry-run
+            --preprocess --resize --crop --interpolation --scale --mean --std --layout --color --member --max-pixels
+            --max-image-bytes --loader-threads" ;;
         bench) open="$open --rows --mode --repeats --seconds" ;;
         devices) open="--json --help" ;;
         cache) open="--cache-dir --json --help" ;;

@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages="gcc g++ libc6-dev make cmake ninja-build pkg-config libhwloc-dev libjansson-dev libxxhash-dev python3 python3-venv"
+packages="$packages libvips-dev libarchive-dev" # images and tars: without them the rest builds all the same
 [ "${1:-}" = test ] || [ "${1:-}" = check ] && packages="$packages libcmocka-dev spin"
 [ "${1:-}" = check ] && packages="$packages clang clang-tidy clang-format libclang-rt-dev"
 

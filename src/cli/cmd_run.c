@@ -3,6 +3,7 @@
 #include "data/source.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const char help[] =
@@ -69,7 +70,23 @@ static const char help[] =
     "Output\n"
     "    --json[=FILE], --dry-run (opens and checks everything, computes nothing), -v, -q\n";
 
-static void print_summary(const cli_options *o, const dpi_description *d, const dpi_run_result *result)
+/* Of the time that devices had slices: how much they waited for the rows of one to be loaded. */
+static double loading_share(dpi_session *s, const dpi_description *d)
+{
+    dpi_stats_data stats = DPI_INIT(dpi_stats_data);
+    uint64_t load = 0, rest = 0;
+    stats.worker_count = d->worker_count;
+    stats.workers = calloc(d->worker_count, sizeof *stats.workers);
+    if (stats.workers && dpi_stats(s, &stats, NULL) == DPI_OK)
+        for (size_t w = 0; w < d->worker_count && w < stats.worker_count; w++) {
+            load += stats.workers[w].load_ns;
+            rest += stats.workers[w].copy_in_ns + stats.workers[w].compute_ns + stats.workers[w].copy_out_ns;
+        }
+    free(stats.workers);
+    return load + rest ? (double)load / (double)(load + rest) : 0;
+}
+
+static void print_summary(const cli_options *o, const dpi_description *d, const dpi_run_result *result, double loading)
 {
     char rows[32];
     if (o->quiet)
@@ -77,6 +94,9 @@ static void print_summary(const cli_options *o, const dpi_description *d, const 
     printf("%s rows in %.2f s, %.0f rows/s, on %zu device%s (%s %s)\n", cli_grouped(result->rows, rows),
            result->seconds, result->seconds > 0 ? (double)result->rows / result->seconds : 0, d->worker_count,
            d->worker_count == 1 ? "" : "s", d->workers[0].backend, d->workers[0].version);
+    if (loading >= 0.1)
+        printf("The devices waited for rows to be loaded %.0f %% of the time%s.\n", 100 * loading,
+               loading > 0.5 ? ": loading is the limit" : "");
     if (!d->bit_identical)
         printf("The devices run different engines: results may differ by %.2g of the largest.\n", d->tolerance);
 }
@@ -122,8 +142,10 @@ static dpi_status dry_run(const cli_options *o, dpi_session *s, const dpi_descri
     return DPI_OK;
 }
 
-static dpi_status report(const cli_options *o, const dpi_description *d, const dpi_run_result *result, dpi_error *error)
+static dpi_status report(const cli_options *o, dpi_session *s, const dpi_description *d, const dpi_run_result *result,
+                         dpi_error *error)
 {
+    double loading = loading_share(s, d);
     double share = -1;
     uint64_t labelled = 0;
     if (o->accuracy) {
@@ -134,16 +156,16 @@ static dpi_status report(const cli_options *o, const dpi_description *d, const d
             return status;
     }
     if (!o->json || o->json_path) {
-        print_summary(o, d, result);
+        print_summary(o, d, result, loading);
         if (o->accuracy)
             printf("accuracy: %.2f %% of %llu rows\n", 100 * share, (unsigned long long)labelled);
     }
     if (!o->json)
         return DPI_OK;
     json_t *json =
-        json_pack("{s:s, s:I, s:f, s:f, s:o}", "model", o->model, "rows", (json_int_t)result->rows, "seconds",
+        json_pack("{s:s, s:I, s:f, s:f, s:f, s:o}", "model", o->model, "rows", (json_int_t)result->rows, "seconds",
                   result->seconds, "rows_per_s", result->seconds > 0 ? (double)result->rows / result->seconds : 0.0,
-                  "session", cli_describe_json(d));
+                  "loading_share", loading, "session", cli_describe_json(d));
     if (o->accuracy)
         json_object_set_new(json, "accuracy", json_real(share));
     if (!o->json_path) {
@@ -233,7 +255,7 @@ int cmd_run(int argc, char **argv)
         status = dpi_run(s, &run, &result, &error);
         if (!status || status == DPI_BAD_ROWS) {
             dpi_error later;
-            dpi_status reported = report(&o, &d, &result, status ? &later : &error);
+            dpi_status reported = report(&o, s, &d, &result, status ? &later : &error);
             status = status ? status : reported;
         }
     }
