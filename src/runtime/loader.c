@@ -269,6 +269,22 @@ void loader_pause(loader *l)
     pthread_mutex_unlock(&l->lock);
 }
 
+void loader_forget(loader *l, const worker_job *job)
+{
+    if (!l)
+        return;
+    loader_pause(l);
+    for (int i = 0; i < LOADER_AHEAD; i++) {
+        flight *f = &l->ring[i];
+        if (f->job != job)
+            continue;
+        f->job = NULL;
+        f->rows_taken = f->rows;
+        error_set(&f->load_error, DPI_E_INTERNAL, "a slice of a run that is over was loaded");
+    }
+    loader_resume(l);
+}
+
 void loader_resume(loader *l)
 {
     if (!l)

@@ -33,6 +33,8 @@ void loader_take(loader *l, flight *into, dpi_status *status, dpi_error *error);
 void loader_help(loader *l, int64_t until_ns);
 /* When a row was last finished. */
 int64_t loader_progress_ns(loader *l);
+/* The run is over: slices of it that are still here (somebody has spoilt their words) are not loaded any more. */
+void loader_forget(loader *l, const worker_job *job);
 /* From here on nothing is loaded, until loader_resume; returns when that is so. */
 void loader_pause(loader *l);
 void loader_resume(loader *l);

@@ -539,21 +539,10 @@ static batch *batch_told_of(const dpi_session *s, size_t w, const json_t *messag
     return now.sequence == b->sequence && (runs || tries) ? b : NULL;
 }
 
-/* Whether it was told of before: by a worker that has died of the slice, or of another in it, since. */
-static bool is_noted(const dpi_session *s, const batch *b, uint64_t row)
-{
-    if (!(atomic_load(&s->control->batches[b->slot].flags) & BATCH_RING_EACH))
-        return false; /* nobody has died */
-    for (size_t i = 0; i < b->bad_row_count; i++)
-        if (b->bad_rows[i].row == row)
-            return true;
-    return false;
-}
-
 /* Notes one; false when it may not be left out, and the batch has its verdict. Under the lock. */
 static bool take_bad_row(dpi_session *s, batch *b, uint64_t row, const char *reason)
 {
-    if (is_noted(s, b, row))
+    if (is_noted(b, row))
         return true;
     event_bad_row(s, row, reason);
     if (may_leave_out(s, b) && note_bad_row(s, b, row, reason))

@@ -41,7 +41,9 @@ void worker_job_drop(worker *w, uint32_t id)
             continue;
         worker_job *job = *at;
         *at = job->next;
-        if (job->dear && !loader_count(w->loader)) { /* every slice is over when the caller drops a run */
+        if (job->dear)
+            loader_forget(w->loader, job);
+        if (job->dear && !loader_count(w->loader)) {
             loader_stop(w->loader);
             w->loader = NULL;
         }
