@@ -6,7 +6,8 @@ from ._c import VERSION as __version__
 from .datasets import DistributedSampled, run
 from .errors import *  # noqa: F403
 from .export import Compiled, compile
+from .images import Preprocess
 from .parallel import DataParallel, empty
 from .session import Pending, Session
 
-__all__ = ["Compiled", "DataParallel", "DistributedSampled", "Pending", "Session", "__version__", "compile", "empty", "run"]
+__all__ = ["Compiled", "DataParallel", "DistributedSampled", "Pending", "Preprocess", "Session", "__version__", "compile", "empty", "run"]

@@ -99,6 +99,8 @@ class COptions(Structure):
         ("core_dumps", c_bool),
         ("worker_memory_bytes", c_uint64),
         ("producers", c_bool),
+        ("data_folders", POINTER(c_char_p)),
+        ("data_folder_count", c_size_t),
     ]
 
 
@@ -128,6 +130,24 @@ class CProgress(Structure):
 PROGRESS_FN = CFUNCTYPE(c_int, c_void_p, POINTER(CProgress))
 
 
+class CPreprocess(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("recipe", c_char_p),
+        ("resize", c_uint32 * 2),
+        ("crop", c_uint32 * 2),
+        ("mean", POINTER(c_double)),
+        ("std", POINTER(c_double)),
+        ("scale", c_double),
+        ("layout", c_char_p),
+        ("interpolation", c_char_p),
+        ("color", c_char_p),
+        ("member", c_char_p),
+        ("max_pixels", c_uint64),
+        ("max_image_bytes", c_uint64),
+    ]
+
+
 class CRunOptions(Structure):
     _fields_ = [
         ("struct_size", c_size_t),
@@ -145,6 +165,8 @@ class CRunOptions(Structure):
         ("restart", c_bool),
         ("no_journal", c_bool),
         ("journal_interval_ms", c_uint32),
+        ("preprocess", POINTER(CPreprocess)),
+        ("loader_threads", c_uint32),
     ]
 
 
@@ -239,6 +261,7 @@ STRUCTURES = {
     "dpi_options": COptions,
     "dpi_batch": CBatch,
     "dpi_progress": CProgress,
+    "dpi_preprocess": CPreprocess,
     "dpi_run_options": CRunOptions,
     "dpi_run_result": CRunResult,
     "dpi_feed_options": CFeedOptions,

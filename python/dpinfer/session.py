@@ -16,6 +16,7 @@ from . import _c
 from .arrays import DTYPES, Array, is_torch, numpy_dtype, to_numpy
 from .errors import ClosedError, DataError, ForkedError, Timeout
 from .events import Waiters
+from .images import Preprocess
 
 PRECISIONS = {None: 0, "fp32": 1, "tf32": 2, "fp16": 3, "bf16": 4}
 STEP_MS = 100  # a wait comes back to Python this often, so that an interrupt is heard
@@ -243,6 +244,9 @@ class Session:
         isolation: "process", or "thread" (a crash of the engine is the caller's).
         backend_options: passed to the backend.
         cache_dir: folder of compiled engines; "" for none.
+        on_bad_row: "fail", or "skip": outputs of a row that cannot be computed, or of an image that cannot be had, are NaN
+            or 0, and BadRows says so when all is done.
+        data_folders: that workers may read besides the model's: where images and tars of :meth:`run` stand.
         producers: loader processes may write rows into this session's inputs: see :class:`DistributedSampled`.
 
     Raises:
@@ -265,11 +269,15 @@ class Session:
         backend_options: Optional[Mapping[str, object]] = None,
         cache_dir: Optional[str] = None,
         producers: bool = False,
+        on_bad_row: str = "fail",
+        data_folders: Sequence[Union[str, "os.PathLike[str]"]] = (),
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision is {precision!r}; give one of {[p for p in PRECISIONS if p]} or None")
         if isolation not in ("process", "thread"):
             raise ValueError(f"isolation is {isolation!r}; give 'process' or 'thread'")
+        if on_bad_row not in ("fail", "skip"):
+            raise ValueError(f"on_bad_row is {on_bad_row!r}; give 'fail' or 'skip'")
         library = _c.library()
         o = _c.COptions(struct_size=ctypes.sizeof(_c.COptions))
         o.model_path, o.devices, o.backend = _text(model), _text(devices), _text(backend)
@@ -284,7 +292,9 @@ class Session:
             o.backend_options = (_c.CKeyValue * len(options))(*options)
             o.backend_option_count = len(options)
         o.trust_rows, o.deterministic, o.cache_dir = trust_rows, deterministic, _text(cache_dir)
-        o.producers = producers
+        o.producers, o.on_bad_row = producers, int(on_bad_row == "skip")
+        o.data_folders = (ctypes.c_char_p * len(data_folders))(*map(os.fsencode, data_folders))
+        o.data_folder_count = len(data_folders)
         pointer, error = ctypes.c_void_p(), _c.CError()
         status = library.dpi_open(o, pointer, error)
         if status:
@@ -424,17 +434,27 @@ class Session:
         return tuple(self._inputs)
 
     def run(
-        self, inputs: Sequence[str], outputs: Sequence[str], progress: Optional[Callable[[int, int], None]] = None
+        self,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        progress: Optional[Callable[[int, int], None]] = None,
+        *,
+        preprocess: Union[None, str, Preprocess] = None,
+        loader_threads: int = 0,
     ) -> int:
         """A data set in files, through all devices: workers read and write it themselves. Returns the number of rows.
 
         Args:
-            inputs: "[NAME=]FILE.npy" or "[NAME=]random:SHAPE:DTYPE:N" for each input.
+            inputs: "[NAME=]FILE.npy", "[NAME=]random:SHAPE:DTYPE:N" or images for each input: a folder, "photos/*.jpg",
+                "list.txt", "shards-{000..009}.tar"; their folders must be among the session's ``data_folders``.
             outputs: "[NAME=]FILE.npy", "[NAME=]FILE.csv" or "none" for each output; they appear when whole. A run that was
                 stopped goes on where it ended when it is called again.
             progress: called with rows done and rows in all, about ten times a second.
+            preprocess: how images become rows: a recipe's name ("imagenet", "clip", "none") or :class:`Preprocess`.
+            loader_threads: of each worker, that decode images; 0: as many as it has processors.
 
         Raises:
+            BadRows: done, but for rows that could not be had or computed (``on_bad_row="skip"``).
             DataError: a source or sink does not fit. Cancelled, KeyboardInterrupt: interrupted.
         """
         interrupt: List[BaseException] = []
@@ -451,6 +471,10 @@ class Session:
         o, result, error = _c.CRunOptions(struct_size=ctypes.sizeof(_c.CRunOptions)), _c.CRunResult(), _c.CError()
         o.inputs, o.input_count = (ctypes.c_char_p * len(inputs))(*map(os.fsencode, inputs)), len(inputs)
         o.outputs, o.output_count = (ctypes.c_char_p * len(outputs))(*map(os.fsencode, outputs)), len(outputs)
+        if preprocess is not None:
+            how = Preprocess(preprocess) if isinstance(preprocess, str) else preprocess
+            o.preprocess = ctypes.pointer(how._as_struct())
+        o.loader_threads = loader_threads
         o.progress, result.struct_size = _c.PROGRESS_FN(tell), ctypes.sizeof(_c.CRunResult)
         self._handle.enter()
         try:
