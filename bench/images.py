@@ -60,7 +60,10 @@ def net():
 def run(model, source, *more):
     words = [arguments.dpinfer, "run", model, "--input", str(source), "--output", "none", "--batch", str(arguments.batch),
              "--json", "-q", *more]
-    return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, words))}: {done.returncode}")
+    return json.loads(done.stdout)
 
 
 def torch_rate(model, photos):

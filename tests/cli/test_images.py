@@ -330,6 +330,9 @@ def test_tars():
     (work / "head.tar").write_bytes(whole[: whole.index(pictures[4]) - 300])
     got, text = rows_of("--input", "head.tar", code=3)
     check(len(got) == 5 and (got[:4] == flat[:4]).all() and "head.tar: the tar is cut short" in text, f"a cut header: {text}")
+    (work / "edge.tar").write_bytes(whole[: whole.index(b"4.png\0")])
+    got, text = rows_of("--input", "edge.tar", code=3)
+    check(len(got) == 5 and (got[:4] == flat[:4]).all(), f"a cut between two members: {text}")
     at = whole.index(b"2.png\0")
     for size in (b"\x80" + b"\x7f" * 11, b"\x80" + bytes(3) + b"\x7f" * 8, b"\xff" * 12):
         data = bytearray(whole)
