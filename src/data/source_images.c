@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #define MAX_FOLDERS 64
+#define NAME_SHOWN  300 /* bytes of a long name, its end, in messages */
 
 /* ---- opening ---------------------------------------------------------------------------------------------------- */
 
@@ -170,7 +171,8 @@ static dpi_status read_bytes(int fd, const sample_row *row, uint64_t limit, row_
     if (want > limit)
         return error_set(error, DPI_E_DATA, "has %llu bytes, and %llu are allowed (--max-image-bytes)",
                          (unsigned long long)want, (unsigned long long)limit);
-    dpi_status status = grow(&scratch->file, &scratch->file_bytes, (size_t)want, error);
+    /* Files differ in size: one that does not fit is a bad row, and not the end of the others. */
+    dpi_status status = grow(&scratch->file, &scratch->file_bytes, (size_t)want, error) ? DPI_E_DATA : DPI_OK;
     if (!status && want && file_read_at(fd, scratch->file, (size_t)want, row->in_tar ? row->offset : 0, "it", error))
         status = DPI_E_DATA;
     *bytes = (size_t)want;
@@ -209,7 +211,9 @@ static dpi_status images_load(const source *s, uint64_t row, void *to, row_scrat
         image_plan_store(s->index.plan, s->table, scratch->pixels, to);
     else if (status == DPI_E_DATA) {
         const char *name = images_row_name(s, row, buffer);
-        error_prefix(error, "%.600s", name ? name : "?");
+        size_t length = name ? strlen(name) : 0;
+        bool is_long = length > NAME_SHOWN;
+        error_prefix(error, "%s%s", is_long ? "..." : "", name ? name + (is_long ? length - NAME_SHOWN : 0) : "?");
     }
     return status;
 }

@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ROWS_PER_MESSAGE 256
-#define REASON_BYTES     600 /* 256 of them, every byte escaped, fit a message */
+#define ROWS_PER_MESSAGE 128
+#define REASON_BYTES     600 /* so many rows' fit a message (CHANNEL_MAX_BYTES), every byte escaped to five */
 
 /* NaN, or 0 where the dtype has none. */
 void worker_void_row(const worker *w, flight *f, size_t row)
