@@ -32,7 +32,8 @@ def picture(i):
 def resident(pid):
     """KiB of own memory (without shared and mapped files) of a process and its children."""
     total = {}
-    for p in [pid, *map(int, pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]:
+    tasks = pathlib.Path(f"/proc/{pid}/task").iterdir()
+    for p in [pid, *(int(child) for task in tasks for child in (task / "children").read_text().split())]:
         for line in pathlib.Path(f"/proc/{p}/status").read_text().splitlines():
             if line.startswith("RssAnon:"):
                 total[p] = int(line.split()[1])
