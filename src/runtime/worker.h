@@ -83,7 +83,7 @@ typedef struct worker {
     unsigned flight_head, flight_count; /* ring: oldest at head */
     loader *loader;                     /* NULL: no run has rows that are dear to load */
     int64_t turn_ns;                    /* since when the oldest flight is the oldest */
-    int64_t turns[WORKER_TURNS];        /* how long the last ones, of turn_rows rows, have been that */
+    int64_t turns[WORKER_TURNS];        /* the dearest parts of the last ones, of turn_rows rows */
     size_t turn_rows, turn_count;
     slot_cursor cursors[LAYOUT_SLOTS];
     uint32_t mail_seen;

@@ -47,13 +47,17 @@ static int64_t turn_not_before(const worker *w)
     return w->turn_ns + shortest / 8 * 7;
 }
 
-static void note_turn(worker *w, const flight *f)
+/* A turn lasts as long as its dearest part at least, and just so long while slices overlap. What passed until it was
+ * waited for says nothing: our own waiting on the bell is in it. */
+static void note_turn(worker *w, const flight *f, backend_timing timing)
 {
     if (f->call_rows != w->turn_rows)
         for (int i = 0; i < WORKER_TURNS; i++)
             w->turns[i] = 0;
+    uint64_t longest = timing.copy_in_ns > timing.copy_out_ns ? timing.copy_in_ns : timing.copy_out_ns;
+    longest = timing.compute_ns > longest ? timing.compute_ns : longest;
     w->turn_rows = f->call_rows;
-    w->turns[w->turn_count++ % WORKER_TURNS] = clock_now_ns() - w->turn_ns;
+    w->turns[w->turn_count++ % WORKER_TURNS] = (int64_t)longest;
 }
 
 static void account(worker *w, const flight *f, backend_timing timing, int64_t computed_ns)
@@ -190,7 +194,7 @@ static void land_oldest(worker *w)
     error_clear(&error);
     backend_timing timing = {0};
     dpi_status status = w->backend->wait(w->engine, (int)w->flight_head, &timing, &error);
-    note_turn(w, f);
+    note_turn(w, f, timing);
     land(w, f, status, timing, &error);
     w->flight_head = (w->flight_head + 1) % (unsigned)w->depth;
     w->flight_count--;

@@ -326,11 +326,11 @@ static void copies_and_computing_overlap(void **state)
     kit_close(k);
 }
 
-/* Batches of one slice, two in flight: a worker that waits for the first one hears of the second. 200 ms when the
- * caller's two batches are all that limits, 300 ms when they take turns. */
+/* Batches of one slice, two in flight: a worker that waits for the first one hears of the second. 450 ms when the
+ * caller's two batches are all that limits, 800 ms when they take turns. */
 static double two_in_flight_s(kit *k)
 {
-    enum { BATCHES = 40 };
+    enum { BATCHES = 16 };
     kit_batch *b[2];
     dpi_ticket t[2];
     dpi_error error;
