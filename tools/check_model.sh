@@ -82,8 +82,8 @@ holds "a death, shard mode, two slices" -DSHARD -DNB=1
 holds "a death, event loop, two slices" -DEVENT -DFIXED_SPLIT -DNB=1
 holds "a death, cancelled" -DCANCEL -DFIXED_SPLIT -DNB=1
 holds "a row fails, a death, left out" -DPOISON=2 -DSKIP -DNB=1 -DS=1
-holds "a row kills, a death, left out" -DPOISON=1 -DROWS=2 -DSKIP -DNB=1 -DS=1
-holds "a device removed, a death" -DREMOVE -DNB=1
+holds "a row kills, a death, left out" -DPOISON=1 -DSKIP -DNB=1 -DS=1
+holds "a device removed, a death" -DREMOVE -DNB=1 -DS=1
 holds "two deaths" -DCRASHES=2 -DNB=1 -DS=1
 holds "three workers, two retired" -DW=3 -DS=3 -DCRASHES=2 -DFIXED_SPLIT -DRETIRE=2 -DNB=1
 ends "a death, no circle" -DNB=1 -DS=1
@@ -107,6 +107,7 @@ caught M_ANEW_STORES -DANEW -DENGINE_FAILS -DNB=1 -DCRASHES=0
 caught M_ORPHANS_STAY -DFIXED_SPLIT -DRETIRE=1 -DNB=1
 caught M_ORPHANS_MOVE_FIRST -DFIXED_SPLIT -DRETIRE=1 -DNB=1
 caught M_FLAGS_OF_BEFORE -DNB=1
+caught M_EVENT_OF_THE_LAST_ONLY -DEVENT -DFIXED_SPLIT -DNB=1
 caught M_DEALT_IS_LOST -DSHARD -DNB=1
 caught M_REPAIR_UNLOCKED -DSHARD -DTICK=1 -DS=1 -DCRASHES=0
 caught M_UNTOLD_SUSPECTS -DPOISON=2 -DSKIP -DNB=1 -DS=1

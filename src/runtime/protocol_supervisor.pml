@@ -302,9 +302,9 @@ end:
             :: else
             fi;
             freed = false;
+            ring_all();
             state[1] = LEAVING;
-            dismissed[1] = true;
-            ring_all()
+            dismissed[1] = true
         }
 #endif
 #ifdef TICK

@@ -315,7 +315,11 @@ end:
             L.pc = W_TOP;
 #endif
 #ifdef EVENT
+#ifdef M_EVENT_OF_THE_LAST_ONLY
+            event = (event || L.last);
+#else
             event = (event || L.last || L.end);
+#endif
 #endif
             L.last = false; L.good = false; L.end = 0; L.i = 0; L.seq = 0
         }
