@@ -15,8 +15,9 @@
  * DONE     its output rows are in place; BAD: they never will be (the worker's page says why, or it was cancelled)
  *
  * The sequence stops a late worker from touching the word after its slot was given to another batch. Memory order:
- * each successful exchange is acq_rel, so a slice's inputs happen before RUNNING, and its outputs before whoever reads
- * DONE with claim_load (acquire). The words may hold anything (a worker gone mad): decode first, trust nothing.
+ * each successful exchange is acq_rel at least, so a slice's inputs happen before RUNNING, and its outputs before
+ * whoever reads DONE with claim_load (acquire). The words may hold anything (a worker gone mad): decode first, trust
+ * nothing.
  */
 #ifndef DPI_IPC_CLAIM_H
 #define DPI_IPC_CLAIM_H
@@ -54,11 +55,9 @@ static inline claim claim_decode(uint64_t word)
 
 static inline bool claim_is_terminal(claim c) { return c.state == CLAIM_DONE || c.state == CLAIM_BAD; }
 
-/* Pairs with claim_move and claim_publish. */
-static inline claim claim_load(const _Atomic uint64_t *word)
-{
-    return claim_decode(atomic_load_explicit(word, memory_order_acquire));
-}
+/* Pairs with claim_move and claim_publish. Sequentially consistent, as is claim_move: a worker moves its word and then
+ * reads BATCH_UNSURE, the supervisor sets that and then reads the words; one of them must see the other. */
+static inline claim claim_load(const _Atomic uint64_t *word) { return claim_decode(atomic_load(word)); }
 
 /* The caller's first word of a slice: what workers may read before it (inputs, descriptor) is visible with it. */
 static inline void claim_publish(_Atomic uint64_t *word, claim c)
@@ -70,8 +69,7 @@ static inline void claim_publish(_Atomic uint64_t *word, claim c)
 static inline bool claim_move(_Atomic uint64_t *word, claim from, claim to)
 {
     uint64_t expected = claim_encode(from);
-    return atomic_compare_exchange_strong_explicit(word, &expected, claim_encode(to), memory_order_acq_rel,
-                                                   memory_order_acquire);
+    return atomic_compare_exchange_strong(word, &expected, claim_encode(to));
 }
 
 /* Hints: a count that belongs to one batch, its sequence in the upper half, so that a late worker cannot disturb the

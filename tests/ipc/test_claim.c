@@ -8,6 +8,7 @@
 #include "ipc/layout.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -210,6 +211,57 @@ static void a_late_worker_touches_nothing(void **state)
     assert_int_equal(l.stolen, lost);
 }
 
+/* ---- litmus: finishing a slice and marking its batch as unsure cross ------------------------------------------------
+ */
+
+typedef struct unsure {
+    _Atomic uint64_t word;
+    _Atomic uint32_t flags, begun, ended, quit;
+    bool worker_saw; /* the worker's until `ended` has moved */
+} unsure;
+
+/* The end of worker_finish: the word, then the flags. */
+static void *finish_slices(void *argument)
+{
+    unsure *u = argument;
+    for (uint32_t round = 1, looks = 0; !atomic_load(&u->quit);) {
+        if (atomic_load(&u->begun) != round) {
+            if (++looks % 256 == 0)
+                sched_yield();
+            continue;
+        }
+        claim running = {.sequence = round, .generation = 1, .state = CLAIM_RUNNING}, done = running;
+        done.state = CLAIM_DONE;
+        claim_move(&u->word, running, done);
+        u->worker_saw = atomic_load(&u->flags) != 0;
+        atomic_store(&u->ended, round++);
+    }
+    return NULL;
+}
+
+/* recovery.c: the flags, then the words. Whichever is later sees the other, or nobody would tell of the batch's end. */
+static void finishing_and_marking_cross(void **state)
+{
+    (void)state;
+    static unsure u;
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, finish_slices, &u), 0);
+    for (uint32_t round = 1; round < 30000; round++) {
+        atomic_store(&u.flags, 0);
+        claim_publish(&u.word, (claim){.sequence = round, .generation = 1, .state = CLAIM_RUNNING});
+        atomic_store(&u.begun, round);
+        for (uint32_t pause = 0; pause < round % 61; pause++)
+            atomic_load(&u.quit);
+        atomic_fetch_or(&u.flags, 1);
+        bool seen = claim_is_terminal(claim_load(&u.word));
+        while (atomic_load(&u.ended) != round)
+            sched_yield();
+        assert_true(seen || u.worker_saw);
+    }
+    atomic_store(&u.quit, 1);
+    pthread_join(thread, NULL);
+}
+
 /* ---- hints ------------------------------------------------------------------------------------------------------ */
 
 static void hints_count_their_own_batch(void **state)
@@ -271,6 +323,7 @@ int main(void)
         cmocka_unit_test(a_move_needs_the_whole_word),
         cmocka_unit_test(each_slice_exactly_once),
         cmocka_unit_test(a_late_worker_touches_nothing),
+        cmocka_unit_test(finishing_and_marking_cross),
         cmocka_unit_test(hints_count_their_own_batch),
         cmocka_unit_test(a_hint_deals_each_index_once),
     };
