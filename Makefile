@@ -1,7 +1,7 @@
 # make run    installs what is missing, builds, runs the main job          make test    builds and runs every test
 # make check  the wide one: sanitizers, fuzzers, linters                   make bench   writes docs/benchmarks.md
 # make chaos  20,000 random fault plans and 1,000 kills of the caller     make soak    half an hour with kills
-# make model  the protocol of claims, death and replay in a model checker, ten minutes or so
+# make model  the protocol of claims, death and replay in a model checker, five minutes
 # make test-gpu  what needs an NVIDIA GPU and TensorRT (headers by cmake -DDPI_TENSORRT_INCLUDE=...); skipped elsewhere
 PREFIX ?= /usr/local
 TENSORRT_INCLUDE ?=
