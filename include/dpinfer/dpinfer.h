@@ -256,7 +256,12 @@ typedef struct dpi_options {
 } dpi_options;
 
 #ifdef __cplusplus
-#define DPI_INIT(type) (type{sizeof(type)})
+#define DPI_INIT(type)                                                                                                 \
+    ([]() {                                                                                                            \
+        type dpi_new = type();                                                                                         \
+        dpi_new.struct_size = sizeof(type);                                                                            \
+        return dpi_new;                                                                                                \
+    }())
 #else
 #define DPI_INIT(type) ((type){.struct_size = sizeof(type)})
 #endif

@@ -101,7 +101,7 @@ def _preload() -> None:
     """The server that loaders are forked from imports once what each of them needs, where nobody else has chosen it."""
     from multiprocessing import forkserver
 
-    server = forkserver._forkserver  # type: ignore[attr-defined]
+    server = forkserver._forkserver
     if getattr(server, "_preload_modules", None) == ["__main__"]:
         torch = ["torch"] if "torch" in sys.modules else []
         forkserver.set_forkserver_preload(["__main__", "dpinfer._loader", *torch])

@@ -15,8 +15,11 @@ printf 'input x float32 N 8\noutput y float32 N 2\n' >"$work/m.sim"
 cc -o "$work/one_batch" "$DPI_SRC/examples/one_batch.c" $(pkg-config --cflags --libs dpinfer)
 "$work/one_batch" "$work/m.sim" 100 | grep -q '^100 rows on 1 devices'
 printf '#include <dpinfer/dpinfer.h>\nint main() { dpi_options o = DPI_INIT(dpi_options); return o.struct_size ? 0 : 1; }\n' >"$work/cxx.cc"
-# shellcheck disable=SC2046
-if command -v c++ >/dev/null; then c++ -std=c++11 -Wall -Wextra -Werror -o "$work/cxx" "$work/cxx.cc" $(pkg-config --cflags --libs dpinfer) && "$work/cxx"; fi
+if command -v c++ >/dev/null; then
+    # shellcheck disable=SC2046
+    c++ -std=c++11 -Wall -Wextra -Werror -o "$work/cxx" "$work/cxx.cc" $(pkg-config --cflags --libs dpinfer)
+    "$work/cxx"
+fi
 
 mkdir "$work/outside"
 cat >"$work/outside/CMakeLists.txt" <<'EOF'
