@@ -5,6 +5,7 @@ install(TARGETS dpinfer EXPORT dpinferTargets LIBRARY DESTINATION ${CMAKE_INSTAL
 install(DIRECTORY include/dpinfer DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(TARGETS dpinfer-cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(TARGETS dpinfer-worker RUNTIME DESTINATION libexec/dpinfer)
+install(FILES python/dpinfer/report.py DESTINATION libexec/dpinfer)
 
 # The file finds its prefix from its own place, so that --prefix and DESTDIR need no rebuild.
 file(RELATIVE_PATH DPI_PC_TO_PREFIX "/p/${CMAKE_INSTALL_LIBDIR}/pkgconfig" "/p")

@@ -6,7 +6,7 @@ _dpinfer() {
         --worker-memory --no-sandbox --core-dumps
         --cache-dir --no-cache --compile-timeout --slice-timeout --json --verbose --quiet --help"
     if [ "$COMP_CWORD" = 1 ]; then
-        mapfile -t COMPREPLY < <(compgen -W "run bench devices inspect compile cache --help --version" -- "$cur")
+        mapfile -t COMPREPLY < <(compgen -W "run bench devices inspect compile cache report top --help --version" -- "$cur")
         return
     fi
     case $prev in
@@ -24,12 +24,15 @@ _dpinfer() {
     case $cur in
     -*)
         case $command in
-        run) open="$open --input --output --rows --top --labels --accuracy --no-overwrite --restart --no-journal --journal-every --dry-run
+        run) open="$open --input --output --rows --top --labels --accuracy --no-overwrite --restart --no-journal --journal-every --on-bad-row
+            --max-bad-rows --max-deaths --events --trace --dry-run
             --preprocess --resize --crop --interpolation --scale --mean --std --layout --color --member --max-pixels
             --max-image-bytes --loader-threads" ;;
         bench) open="$open --rows --mode --repeats --seconds" ;;
         devices) open="--json --help" ;;
         cache) open="--cache-dir --json --help" ;;
+        report) open="--output --help" ;;
+        top) open="--once --interval --json --help" ;;
         esac
         mapfile -t COMPREPLY < <(compgen -W "$open" -- "$cur")
         ;;

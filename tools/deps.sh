@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Installs what is missing: Debian packages by name, the inference libraries from PyPI by version and hash into .deps.
-# usage: tools/deps.sh [test|check]     test: also the oldest libraries and PyTorch; check: also compilers and checkers
+# usage: tools/deps.sh [test|check]     test: also the oldest libraries and PyTorch; check: also compilers, checkers and a browser
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-packages="gcc g++ libc6-dev make cmake ninja-build pkg-config libhwloc-dev libjansson-dev libxxhash-dev python3 python3-venv"
+packages="gcc g++ libc6-dev make cmake ninja-build pkg-config libhwloc-dev libjansson-dev libxxhash-dev zlib1g-dev python3 python3-venv"
 packages="$packages libvips-dev libarchive-dev" # images and tars: without them the rest builds all the same
 [ "${1:-}" = test ] || [ "${1:-}" = check ] && packages="$packages libcmocka-dev spin"
-[ "${1:-}" = check ] && packages="$packages clang clang-tidy clang-format libclang-rt-dev"
+[ "${1:-}" = check ] && packages="$packages clang clang-tidy clang-format libclang-rt-dev chromium"
 
 missing=""
 for package in $packages; do
@@ -77,6 +77,7 @@ test | check)
     install oldest.stamp requirements/oldest.txt oldest
     install tests.stamp requirements/tests.txt tests
     install package.stamp requirements/package.txt into package
+    install report.stamp requirements/report.txt into report
     if [ "$(uname -m)" != x86_64 ]; then
         echo "PyTorch is pinned for x86-64 only: tests that need it are skipped"
     elif [ "${DPI_NO_TORCH:-}" = 1 ]; then

@@ -29,7 +29,8 @@ main = subprocess.run([program, "--help"], capture_output=True, text=True, check
 page("dpinfer", "data-parallel neural-network inference on every device of a machine", main)
 titles = {"run": "send a data set through a model", "bench": "measure what the devices do with a model",
           "devices": "list what there is to run on", "inspect": "say what a model takes and gives",
-          "compile": "fill the engine cache", "cache": "look after the engine cache"}
+          "compile": "fill the engine cache", "cache": "look after the engine cache",
+          "report": "make a page of what bench or run measured", "top": "show what running sessions do"}
 for command in re.findall(r"^    dpinfer (\w+) ", main, re.M):
     if command in titles:
         text = subprocess.run([program, command, "--help"], capture_output=True, text=True, check=True).stdout

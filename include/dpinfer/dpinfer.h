@@ -253,6 +253,10 @@ typedef struct dpi_options {
     const char *const *data_folders; /* that workers may read besides: where images and tars of a dpi_run stand, and
                                         where links among them lead to */
     size_t data_folder_count;
+    /* A trace of what every worker does until dpi_close, slice by slice, for Perfetto or chrome://tracing; at most 1
+     * GiB. It has this name when the session is closed, and is FILE.part until then. Not in it: batches that the
+     * caller's own thread computes (isolation=thread with one device). NULL: none. */
+    const char *trace_path;
 } dpi_options;
 
 #ifdef __cplusplus
@@ -374,8 +378,8 @@ typedef struct dpi_progress {
     uint64_t rows_resumed;       /* of rows_done: finished by an earlier run that this one goes on with */
 } dpi_progress;
 
-/* Called from the thread in dpi_run, about ten times a second and once at the end. Non-zero: finish the slices in
- * flight and return DPI_CANCELLED. */
+/* Called from the thread in dpi_run, about ten times a second and once at the end; while standard input is being read
+ * with all numbers 0. Non-zero: finish the slices in flight and return DPI_CANCELLED. */
 typedef int (*dpi_progress_fn)(void *context, const dpi_progress *progress);
 
 /* How images become rows (sources of images and tars). What is 0 or NULL follows the recipe, and size, channels, layout
@@ -402,8 +406,11 @@ typedef struct dpi_preprocess {
 
 typedef struct dpi_run_options {
     size_t struct_size;
-    /* Sources, one per input: "[NAME=]FILE.npy" or "[NAME=]random:SHAPE:DTYPE:N" (SHAPE as 3x224x224 without the row
-     * axis). Row i of every source belongs to row i of the result.
+    /* Sources, one per input: "[NAME=]FILE.npy", "[NAME=]FILE.npz[:MEMBER]", "[NAME=]raw:SHAPE:DTYPE:FILE" (rows one
+     * after another, nothing else) or "[NAME=]random:SHAPE:DTYPE:N" (SHAPE as 3x224x224 without the row axis); "-" or
+     * "raw:SHAPE:DTYPE:-" is standard input, of which a pipe is first copied to an unlinked file in TMPDIR, at most
+     * 64 GiB. "FILE.npz" without NAME is the source of every input whose name a member has. Stored members are read
+     * in place; deflated ones are inflated into memory first. Row i of every source belongs to row i of the result.
      * Images: a folder (the images in it and below, sorted by path, bytewise), a pattern "photos/a*.jpg" (sorted), one
      * image, a list "FILE.txt" of paths (one a line, in this order, relative to the list), each of them with or without
      * "images:" in front; or WebDataset tars, "FILE.tar", a pattern or "shards-{000..009}.tar" (one row per sample, in
@@ -411,12 +418,14 @@ typedef struct dpi_run_options {
      * (DPI_BAD_ROWS) with its name. */
     const char *const *inputs;
     size_t input_count;
-    /* Sinks: "[NAME=]FILE.npy", "[NAME=]FILE.csv" (the top classes of a row) or "none". */
+    /* Sinks: "[NAME=]FILE.npy", "[NAME=]FILE.npz" (one archive with a member for each output that it is named for;
+     * without NAME for every output that has no other sink), "[NAME=]FILE.csv" or "[NAME=]FILE.jsonl" (the top classes
+     * of a row, with its name where the source has names) or "none". */
     const char *const *outputs;
     size_t output_count;
     uint64_t row_begin, row_end; /* rows A:B of the sources; row_end 0: to the end */
-    size_t top;                  /* classes per row in a .csv sink; 0: 1 */
-    const char *labels_path;     /* class names, one a line, for .csv sinks; NULL: numbers */
+    size_t top;                  /* classes per row in a text sink; 0: 1 */
+    const char *labels_path;     /* class names, one a line, for text sinks; NULL: numbers */
     bool no_overwrite;           /* refuse when an output file exists */
     dpi_progress_fn progress;
     void *progress_context;
@@ -570,6 +579,8 @@ typedef struct dpi_stats_data {
     uint64_t worker_starts;                         /* that came to be ready, the first ones among them */
     uint64_t compiled_engines;                      /* of those starts, with an engine that was not in the cache */
     uint64_t resumed_rows;                          /* of runs, finished by earlier ones */
+    /* Of the time that slices took since dpi_open, from claimed to delivered, within 6 %; 0: there was none. */
+    double slice_p50_ms, slice_p90_ms, slice_p99_ms;
 } dpi_stats_data;
 
 /* Any thread, any time; does not disturb what runs. */

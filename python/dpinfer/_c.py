@@ -101,6 +101,7 @@ class COptions(Structure):
         ("producers", c_bool),
         ("data_folders", POINTER(c_char_p)),
         ("data_folder_count", c_size_t),
+        ("trace_path", c_char_p),
     ]
 
 

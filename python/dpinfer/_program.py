@@ -15,4 +15,5 @@ def main() -> None:
     if not program.is_file():
         sys.exit(f"dpinfer: {program} is not there; install the package: pip install .")
     _c._name_engine_libraries()
+    os.environ.setdefault("DPINFER_PYTHON", sys.executable)  # what `dpinfer report` draws with
     os.execv(program, [str(program), *sys.argv[1:]])

@@ -124,6 +124,12 @@ char *text_from_set(const int *numbers, size_t count)
     return t.data;
 }
 
+bool text_ends_with(const char *text, const char *end)
+{
+    size_t length = strlen(text), tail = strlen(end);
+    return length > tail && strcmp(text + length - tail, end) == 0;
+}
+
 char *text_format(const char *format, ...)
 {
     char *out = NULL;
@@ -170,6 +176,41 @@ void text_add(text_buffer *t, const char *format, ...)
     }
     text_add_bytes(t, part, (size_t)length);
     free(part);
+}
+
+/* How many bytes the character at `c` has in UTF-8 (RFC 3629); 0 when it is none. */
+static size_t utf8_length(const unsigned char *c)
+{
+    size_t length = c[0] < 0x80 ? 1 : c[0] >= 0xc2 && c[0] < 0xe0 ? 2 : (c[0] & 0xf0) == 0xe0 ? 3 : 4;
+    if (length == 1)
+        return 1;
+    if (c[0] < 0xc2 || c[0] > 0xf4)
+        return 0;
+    for (size_t i = 1; i < length; i++)
+        if ((c[i] & 0xc0) != 0x80) /* the terminating zero too */
+            return 0;
+    bool overlong = (c[0] == 0xe0 && c[1] < 0xa0) || (c[0] == 0xf0 && c[1] < 0x90);
+    bool beyond = (c[0] == 0xed && c[1] >= 0xa0) || (c[0] == 0xf4 && c[1] >= 0x90); /* a surrogate, or no character */
+    return overlong || beyond ? 0 : length;
+}
+
+void text_add_json(text_buffer *t, const char *text)
+{
+    text_add_bytes(t, "\"", 1);
+    for (const unsigned char *c = (const unsigned char *)text; *c;) {
+        size_t length = utf8_length(c);
+        if (!length)
+            text_add(t, "\\ufffd");
+        else if (*c < ' ' || *c == 0x7f)
+            text_add(t, "\\u%04x", *c);
+        else {
+            if (*c == '"' || *c == '\\')
+                text_add_bytes(t, "\\", 1);
+            text_add_bytes(t, c, length);
+        }
+        c += length ? length : 1;
+    }
+    text_add_bytes(t, "\"", 1);
 }
 
 void text_free(text_buffer *t)

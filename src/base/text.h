@@ -20,6 +20,9 @@ int *text_to_set(const char *text, int limit, size_t *count, dpi_error *error);
 /* The reverse, "0-3,8": malloc'd, NULL when out of memory. */
 char *text_from_set(const int *numbers, size_t count);
 
+/* Whether `text` is longer than `end` and ends with it. */
+bool text_ends_with(const char *text, const char *end);
+
 /* printf into a malloc'd string, NULL when out of memory. */
 char *text_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
@@ -32,6 +35,8 @@ typedef struct text_buffer {
 } text_buffer;
 void text_add(text_buffer *t, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void text_add_bytes(text_buffer *t, const void *bytes, size_t count);
+/* `text` as a JSON string, in quotes. Bytes that are no UTF-8 become U+FFFD. */
+void text_add_json(text_buffer *t, const char *text);
 void text_free(text_buffer *t);
 
 /* a * b and a + b, false on overflow. */

@@ -27,6 +27,7 @@ typedef struct cli_options {
     size_t shares[256], batches[CLI_MAX_LIST];
     size_t batch_count;
     uint64_t row_begin, row_end, rows, top, repeats;
+    json_t *command; /* the words of the call; CLI_RUN and CLI_BENCH */
     const char *labels, *accuracy, *events, *json_path, *modes, *positional;
     bool json, dry_run, no_overwrite, restart, no_journal, quiet, seconds_given;
     uint32_t journal_interval_ms;
@@ -73,13 +74,16 @@ typedef struct cli_progress {
 void cli_progress_start(cli_progress *p, const dpi_description *description, bool quiet);
 int cli_progress_show(void *context, const dpi_progress *progress);
 
-/* Share of rows whose best class is the label, read from a finished output (FILE.npy or FILE.csv). */
+/* Share of rows whose best class is the label, read from a finished output (the only member of an archive). */
 dpi_status cli_accuracy(const char *output, const char *labels, uint64_t row_begin, double *share, uint64_t *rows,
                         dpi_error *error);
 
 /* JSON and text of a session's facts. */
 json_t *cli_describe_json(const dpi_description *d);
 json_t *cli_tensor_json(const dpi_tensor *t);
+json_t *cli_machine_json(void);
+/* The words of a command; argv[0] is the subcommand. */
+json_t *cli_command_json(int argc, char **argv);
 void cli_shape_text(const dpi_tensor *t, char *out, size_t size);
 
 int cmd_run(int argc, char **argv);
@@ -88,5 +92,7 @@ int cmd_devices(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
 int cmd_compile(int argc, char **argv);
 int cmd_cache(int argc, char **argv);
+int cmd_report(int argc, char **argv);
+int cmd_top(int argc, char **argv);
 
 #endif

@@ -27,7 +27,7 @@ static const char help[] =
     "                      of which shard mode makes a file in TMPDIR, of at most an eighth of the memory)\n"
     "    --mode LIST       of single, split, split-blocking, shard (default all)\n"
     "    --repeats N       of everything, in turn; the median is shown (default 3)\n"
-    "    --json[=FILE]     machine, model, backend, engine_alone and rows, as one JSON object\n"
+    "    --json[=FILE]     machine, command, model, backend, engine_alone and rows, as one JSON object\n"
     "\n"
     "Takes all flags of `dpinfer run` on where and how. Efficiency is rows/s over the engine alone on all devices,\n"
     "measured in the same turn. The lines under the table say where the devices' time went.\n";
@@ -45,7 +45,8 @@ typedef struct result {
     double rates[MAX_REPEATS], ratios[MAX_REPEATS]; /* rows/s; over the engine alone of the same turn */
     double *latencies_ms;                           /* of all batches; empty for shard */
     size_t latency_count, latency_capacity;
-    double loss_s[6], device_s; /* summed over repeats and devices */
+    double loss_s[6], device_s;   /* summed over repeats and devices */
+    double worker_loss_s[256][5]; /* of each device: all but the wake-ups, which are the caller's */
     double seconds[MAX_REPEATS];
 } result;
 
@@ -258,30 +259,50 @@ static uint64_t rows_of(const bench *b, enum mode mode)
     return mode == SHARD ? b->rows : (b->rows + batch - 1) / batch * batch;
 }
 
-static void take_losses(dpi_session *s, double sum[6])
+/* Seconds of each device since it was opened; returns those that the caller took to wake up. */
+static double take_losses(dpi_session *s, double of[256][5])
 {
     dpi_worker_stats workers[256];
     dpi_stats_data stats = DPI_INIT(dpi_stats_data);
     stats.workers = workers;
     stats.worker_count = 256;
-    memset(sum, 0, 6 * sizeof *sum);
+    memset(of, 0, 256 * sizeof of[0]);
     if (dpi_stats(s, &stats, NULL))
-        return;
+        return 0;
     for (size_t w = 0; w < stats.worker_count && w < 256; w++) {
-        sum[0] += (double)workers[w].wait_ns;
-        sum[1] += (double)workers[w].load_ns;
-        sum[2] += (double)workers[w].copy_in_ns;
-        sum[3] += (double)workers[w].compute_ns;
-        sum[4] += (double)workers[w].copy_out_ns;
+        const dpi_worker_stats *k = &workers[w];
+        const uint64_t ns[5] = {k->wait_ns, k->load_ns, k->copy_in_ns, k->compute_ns, k->copy_out_ns};
+        for (int i = 0; i < 5; i++)
+            of[w][i] = (double)ns[i] * 1e-9;
     }
-    sum[5] = (double)stats.wake_ns;
+    return (double)stats.wake_ns * 1e-9;
+}
+
+/* Adds what has passed between two looks. Waiting is what is left of the time: a worker only counts its own at its
+ * next slice. */
+static void add_losses(result *r, double seconds, double before[256][5], double after[256][5])
+{
+    double known = 0;
+    for (size_t w = 0; w < r->devices && w < 256; w++) {
+        double own = 0;
+        for (int i = 1; i < 5; i++) {
+            double part = after[w][i] - before[w][i];
+            r->worker_loss_s[w][i] += part;
+            r->loss_s[i] += part;
+            own += part;
+        }
+        r->worker_loss_s[w][0] += seconds > own ? seconds - own : 0;
+        known += own;
+    }
+    double left = seconds * (double)r->devices - known;
+    r->loss_s[0] += left > 0 ? left : 0;
 }
 
 static dpi_status measure(bench *b, result *r, size_t turn, dpi_error *error)
 {
     dpi_session *s = r->mode == SINGLE ? b->one : b->all;
-    double before[6], after[6], seconds = 0;
-    take_losses(s, before);
+    double before[256][5], after[256][5], seconds = 0;
+    double wake_s = take_losses(s, before);
     dpi_status status =
         r->mode == SINGLE  ? run_blocking(b, b->one, b->one_inputs, b->one_outputs, b->batch, r, &seconds, error)
         : r->mode == SPLIT ? run_pipelined(b, r, &seconds, error)
@@ -290,15 +311,8 @@ static dpi_status measure(bench *b, result *r, size_t turn, dpi_error *error)
             : run_blocking(b, b->all, b->inputs, b->outputs[0], b->batch * b->devices, r, &seconds, error);
     if (status)
         return status;
-    take_losses(s, after);
-    double known = 0;
-    for (int i = 1; i < 6; i++) {
-        r->loss_s[i] += (after[i] - before[i]) * 1e-9;
-        known += i < 5 ? (after[i] - before[i]) * 1e-9 : 0;
-    }
-    /* Waiting is what is left: a worker only counts its own at its next slice. */
-    double left = seconds * (double)r->devices - known;
-    r->loss_s[0] += left > 0 ? left : 0;
+    r->loss_s[5] += take_losses(s, after) - wake_s;
+    add_losses(r, seconds, before, after);
     r->device_s += seconds * (double)r->devices;
     r->seconds[turn] = seconds;
     r->rates[turn] = (double)rows_of(b, r->mode) / seconds;
@@ -435,25 +449,21 @@ static json_t *result_json(const result *r, double base_rate)
     json_t *loss = json_object();
     for (int i = 0; i < 6; i++)
         json_object_set_new(loss, loss_names[i], json_real(r->device_s > 0 ? r->loss_s[i] / r->device_s : 0));
+    json_t *workers = json_array();
+    for (size_t w = 0; w < r->devices && w < 256; w++) {
+        json_t *one = json_object();
+        for (int i = 0; i < 5; i++)
+            json_object_set_new(one, loss_names[i], json_real(r->worker_loss_s[w][i]));
+        json_array_append_new(workers, one);
+    }
     return json_pack(
-        "{s:s, s:I, s:I, s:f, s:f, s:o, s:f, s:[ff], s:f, s:f, s:f, s:I, s:o}", "mode", mode_names[r->mode], "devices",
-        (json_int_t)r->devices, "batch_per_device", (json_int_t)r->batch, "seconds",
+        "{s:s, s:I, s:I, s:f, s:f, s:o, s:f, s:[ff], s:f, s:f, s:f, s:I, s:o, s:o}", "mode", mode_names[r->mode],
+        "devices", (json_int_t)r->devices, "batch_per_device", (json_int_t)r->batch, "seconds",
         quantile(r->seconds, r->repeats, 0.5), "rows_per_s", rate, "speedup",
         base_rate > 0 ? json_real(rate / base_rate) : json_null(), "efficiency", quantile(r->ratios, r->repeats, 0.5),
         "efficiency_interval", low, high, "p50_ms", quantile(r->latencies_ms, r->latency_count, 0.5), "p90_ms",
         quantile(r->latencies_ms, r->latency_count, 0.9), "p99_ms", quantile(r->latencies_ms, r->latency_count, 0.99),
-        "repeats", (json_int_t)r->repeats, "loss", loss);
-}
-
-static json_t *machine_json(void)
-{
-    topology t;
-    if (topology_read(&t, NULL))
-        return json_object();
-    json_t *json = json_pack("{s:s, s:I, s:i, s:f, s:I}", "processor", t.model, "cpus", (json_int_t)t.cpu_count,
-                             "cores", t.core_count, "quota_cpus", t.quota, "memory_bytes", (json_int_t)t.memory_bytes);
-    topology_free(&t);
-    return json;
+        "repeats", (json_int_t)r->repeats, "loss", loss, "device_seconds", workers);
 }
 
 /* The modes asked for, in order. */
@@ -494,8 +504,8 @@ static dpi_status show_json(const cli_options *o, report *all, json_t *backend, 
     json_t *rows = json_array();
     for (size_t i = 0; i < all->count; i++)
         json_array_append_new(rows, result_json(&all->results[i], all->base_rate));
-    json_t *json = json_pack("{s:o, s:s, s:o, s:O, s:o}", "machine", machine_json(), "model", o->model, "backend",
-                             backend, "engine_alone", all->alone, "rows", rows);
+    json_t *json = json_pack("{s:o, s:O, s:s, s:o, s:O, s:o}", "machine", cli_machine_json(), "command", o->command,
+                             "model", o->model, "backend", backend, "engine_alone", all->alone, "rows", rows);
     if (!o->json_path) {
         cli_print_json(json);
         return DPI_OK;
@@ -503,6 +513,15 @@ static dpi_status show_json(const cli_options *o, report *all, json_t *backend, 
     bool written = json_dump_file(json, o->json_path, JSON_INDENT(2) | JSON_REAL_PRECISION(9)) == 0;
     json_decref(json);
     return written ? DPI_OK : error_set(error, DPI_E_IO, "cannot write %s", o->json_path);
+}
+
+static json_t *describe_backend(const dpi_description *d)
+{
+    json_t *devices = json_array();
+    for (size_t w = 0; w < d->worker_count; w++)
+        json_array_append_new(devices, json_string(d->workers[w].device));
+    return json_pack("{s:s, s:s, s:o}", "name", d->workers[0].backend, "version", d->workers[0].version, "devices",
+                     devices);
 }
 
 static dpi_status run_bench(const cli_options *o, dpi_error *error)
@@ -535,7 +554,7 @@ static dpi_status run_bench(const cli_options *o, dpi_error *error)
             if (all.base_rate <= 0 && first[0].mode == SINGLE)
                 all.base_rate = quantile(first[0].rates, first[0].repeats, 0.5);
             if (!backend)
-                backend = json_pack("{s:s, s:s}", "name", b->d.workers[0].backend, "version", b->d.workers[0].version);
+                backend = describe_backend(&b->d);
             note_alone(&all, b, repeats, text);
             for (size_t m = 0; m < mode_count && text; m++)
                 print_line(&first[m], all.base_rate);

@@ -1,6 +1,8 @@
 #include "cli/cli.h"
+#include "cli/timeline.h"
 
 #include "data/source.h"
+#include "runtime/setup.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -14,15 +16,21 @@ static const char help[] =
     "    dpinfer run digits.onnx --input images.npy --output scores.npy\n"
     "    dpinfer run resnet50.onnx --input photos.npy --output top.csv --top 5 --labels imagenet.txt\n"
     "    dpinfer run bert.onnx --input ids=ids.npy --input mask=mask.npy --output pooled=out.npy --batch 32\n"
+    "    dpinfer run bert.onnx --input tokens.npz --output pooled=out.npy\n"
+    "    camera | dpinfer run net.onnx --input raw:3x224x224:uint8:- --output top.csv\n"
     "    dpinfer run net.onnx --input random:3x224x224:float32:100000 --output none --devices cpu:0-3,cpu:4-7\n"
     "\n"
     "Data\n"
-    "    --input [NAME=]SOURCE     FILE.npy (may be larger than memory), random:SHAPE:DTYPE:N[:SEED], or images: a\n"
-    "                              folder, 'photos/*.jpg', list.txt, FILE.tar, shards-{000..009}.tar\n"
-    "    --output [NAME=]SINK      FILE.npy, FILE.csv (best classes of each row) or none; naming outputs chooses them\n"
+    "    --input [NAME=]SOURCE     FILE.npy (may be larger than memory), FILE.npz[:MEMBER] (without a member, each\n"
+    "                              input has the one of its name), raw:SHAPE:DTYPE:FILE (rows and nothing else),\n"
+    "                              - for a .npy file on standard input, raw:SHAPE:DTYPE:- (a pipe is kept in TMPDIR\n"
+    "                              while the run lasts, at most 64 GiB of it), random:SHAPE:DTYPE:N[:SEED], or\n"
+    "                              images: a folder, 'photos/*.jpg', list.txt, FILE.tar, shards-{000..009}.tar\n"
+    "    --output [NAME=]SINK      FILE.npy, FILE.npz (a member for each output), FILE.csv or FILE.jsonl (best\n"
+    "                              classes of each row), or none; naming outputs chooses them\n"
     "    --broadcast NAME=FILE.npy an input that is the same for all rows\n"
     "    --rows A:B                rows A up to B of the sources\n"
-    "    --top K --labels FILE     for .csv: how many classes, and their names, one a line\n"
+    "    --top K --labels FILE     for .csv and .jsonl: how many classes, and their names, one a line\n"
     "    --accuracy LABELS.npy     share of rows whose best class is the label\n"
     "    --no-overwrite            refuse when an output exists\n"
     "    --restart                 begin anew where a run was stopped; without it the same command goes on\n"
@@ -68,6 +76,7 @@ static const char help[] =
     "    --no-sandbox, --core-dumps                workers are confined and leave no core files; these say otherwise\n"
     "    --arena-max SIZE, --isolation process|thread, --wait auto|block|yield|spin\n"
     "Output\n"
+    "    --trace FILE              what every worker did, slice by slice, for ui.perfetto.dev or chrome://tracing\n"
     "    --json[=FILE], --dry-run (opens and checks everything, computes nothing), -v, -q\n";
 
 /* Of the time that devices had slices: how much they waited for the rows of one to be loaded. */
@@ -101,32 +110,60 @@ static void print_summary(const cli_options *o, const dpi_description *d, const 
         printf("The devices run different engines: results may differ by %.2g of the largest.\n", d->tolerance);
 }
 
-static dpi_status dry_run(const cli_options *o, dpi_session *s, const dpi_description *d, dpi_error *error)
+/* One source that was given, for the input called `input` where it is an archive with a member for each. */
+static dpi_status show_source(const cli_options *o, const char *spec, const dpi_tensor *input, dpi_error *error)
 {
-    char text[256];
-    for (size_t i = 0; i < o->input_count; i++) {
-        const char *spec = o->inputs[i], *equals = strchr(spec, '=');
-        const dpi_tensor *input = &d->inputs[i < d->input_count ? i : 0];
-        for (size_t k = 0; equals && k < d->input_count; k++)
-            if (strlen(d->inputs[k].name) == (size_t)(equals - spec) &&
-                strncmp(spec, d->inputs[k].name, (size_t)(equals - spec)) == 0) {
-                spec = equals + 1;
-                input = &d->inputs[k];
-            }
-        port want = {.dtype = input->dtype, .rank = input->rank};
-        snprintf(want.name, sizeof want.name, "%s", input->name);
-        memcpy(want.shape, input->shape, sizeof want.shape);
-        source_options options = {.want = &want, .preprocess = o->preprocess_given ? &o->preprocess : NULL};
-        source *opened;
-        dpi_status status = source_open_for(spec, &options, &opened, error);
-        if (status)
-            return status;
+    char text[256], *one = NULL;
+    source *opened;
+    port want = {.dtype = input->dtype, .rank = input->rank};
+    snprintf(want.name, sizeof want.name, "%s", input->name);
+    memcpy(want.shape, input->shape, sizeof want.shape);
+    source_options options = {.want = &want, .preprocess = o->preprocess_given ? &o->preprocess : NULL};
+    dpi_status status = source_member_for(spec, input->name, &one, error);
+    if (status || !one)
+        return status;
+    status = source_open_for(one, &options, &opened, error);
+    if (!status) {
         dpi_tensor t = {.dtype = source_port(opened)->dtype, .rank = source_port(opened)->rank};
         memcpy(t.shape, source_port(opened)->shape, sizeof t.shape);
         cli_shape_text(&t, text, sizeof text);
-        printf("source %s: %s\n", spec, text);
+        printf("source %s: %s\n", one, text);
         source_close(opened);
     }
+    free(one);
+    return status;
+}
+
+static dpi_status show_sources(const cli_options *o, const dpi_description *d, dpi_error *error)
+{
+    dpi_status status = DPI_OK;
+    for (size_t i = 0; i < o->input_count && !status; i++) {
+        const char *spec = o->inputs[i], *equals = strchr(spec, '=');
+        size_t named = d->input_count;
+        for (size_t k = 0; equals && k < d->input_count; k++)
+            if (strlen(d->inputs[k].name) == (size_t)(equals - spec) &&
+                strncmp(spec, d->inputs[k].name, (size_t)(equals - spec)) == 0)
+                named = k;
+        spec = named < d->input_count ? equals + 1 : spec;
+        if (source_is_stdin(spec)) {
+            printf("source %s: standard input, which a dry run does not read\n", spec);
+            continue;
+        }
+        bool all = named == d->input_count && text_ends_with(spec, ".npz");
+        size_t first = named < d->input_count ? named : all || i >= d->input_count ? 0 : i;
+        size_t end = all ? d->input_count : first + 1;
+        for (size_t k = first; k < end && !status; k++)
+            status = show_source(o, spec, &d->inputs[k], error);
+    }
+    return status;
+}
+
+static dpi_status dry_run(const cli_options *o, const dpi_description *d, dpi_error *error)
+{
+    char text[256];
+    dpi_status status = show_sources(o, d, error);
+    if (status)
+        return status;
     for (size_t i = 0; i < d->input_count; i++) {
         cli_shape_text(&d->inputs[i], text, sizeof text);
         printf("input  %s: %s\n", d->inputs[i].name, text);
@@ -138,19 +175,71 @@ static dpi_status dry_run(const cli_options *o, dpi_session *s, const dpi_descri
     for (size_t w = 0; w < d->worker_count; w++)
         printf("device %s: %s %s, ready in %.2f s\n", d->workers[w].device, d->workers[w].backend,
                d->workers[w].version, d->workers[w].open_seconds);
-    (void)s;
     return DPI_OK;
 }
 
-static dpi_status report(const cli_options *o, dpi_session *s, const dpi_description *d, const dpi_run_result *result,
-                         dpi_error *error)
+#define BAD_ROWS_SHOWN 10
+#define BAD_ROWS_KEPT  1000
+
+/* What a run tells while it lasts. */
+typedef struct listener {
+    dpi_session *session;
+    cli_progress progress;
+    timeline *timeline; /* NULL: nobody asks for it */
+    json_t *bad_rows;
+    uint64_t bad_count;
+} listener;
+
+static void show_bad_row(void *context, const dpi_bad_row *row)
 {
-    double loading = loading_share(s, d);
+    listener *l = context;
+    if (++l->bad_count <= BAD_ROWS_SHOWN)
+        fprintf(stderr, "dpinfer: row %llu is left out: %s\n", (unsigned long long)row->row, row->reason);
+    else if (l->bad_count == BAD_ROWS_SHOWN + 1)
+        fprintf(stderr, "dpinfer: more rows are left out; --events FILE lists them all\n");
+    if (l->bad_count <= BAD_ROWS_KEPT)
+        json_array_append_new(
+            l->bad_rows, json_pack("{s:I, s:o}", "row", (json_int_t)row->row, "reason", text_to_json(row->reason)));
+}
+
+static int show_progress(void *context, const dpi_progress *now)
+{
+    listener *l = context;
+    if (now->worker_count)
+        timeline_look(l->timeline, l->session, now->seconds, now->rows_done == now->rows_total);
+    return cli_progress_show(&l->progress, now);
+}
+
+static json_t *result_json(const cli_options *o, const dpi_description *d, const dpi_run_result *result,
+                           const listener *l, double loading)
+{
+    dpi_stats_data stats = DPI_INIT(dpi_stats_data);
+    dpi_stats(l->session, &stats, NULL);
+    uint64_t computed = result->rows - result->resumed_rows;
+    json_t *json = json_pack("{s:o, s:I, s:I, s:f, s:f, s:f, s:o, s:O, s:o, s:o, s:o, s:I, s:O, s:I, s:I}", "model",
+                             text_to_json(o->model), "rows", (json_int_t)result->rows, "resumed_rows",
+                             (json_int_t)result->resumed_rows, "seconds", result->seconds, "rows_per_s",
+                             result->seconds > 0 ? (double)computed / result->seconds : 0.0, "loading_share", loading,
+                             "session", cli_describe_json(d), "command", o->command, "machine", cli_machine_json(),
+                             "devices", timeline_devices(l->session, d), "timeline", timeline_json(l->timeline),
+                             "bad_row_count", (json_int_t)l->bad_count, "bad_rows", l->bad_rows, "deaths",
+                             (json_int_t)stats.deaths, "replayed_slices", (json_int_t)stats.replayed_slices);
+    if (json && stats.slice_p50_ms > 0)
+        json_object_set_new(json, "slice_ms",
+                            json_pack("{s:f, s:f, s:f}", "p50", stats.slice_p50_ms, "p90", stats.slice_p90_ms, "p99",
+                                      stats.slice_p99_ms));
+    return json;
+}
+
+static dpi_status report(const cli_options *o, const dpi_description *d, const dpi_run_result *result,
+                         const listener *l, dpi_error *error)
+{
+    double loading = loading_share(l->session, d);
     double share = -1;
     uint64_t labelled = 0;
     if (o->accuracy) {
         if (!o->output_count || strcmp(o->outputs[0], "none") == 0)
-            return error_set(error, DPI_E_ARGUMENT, "--accuracy needs --output FILE.npy or FILE.csv");
+            return error_set(error, DPI_E_ARGUMENT, "--accuracy needs an --output that is a file");
         dpi_status status = cli_accuracy(o->outputs[0], o->accuracy, o->row_begin, &share, &labelled, error);
         if (status)
             return status;
@@ -162,10 +251,9 @@ static dpi_status report(const cli_options *o, dpi_session *s, const dpi_descrip
     }
     if (!o->json)
         return DPI_OK;
-    json_t *json =
-        json_pack("{s:s, s:I, s:f, s:f, s:f, s:o}", "model", o->model, "rows", (json_int_t)result->rows, "seconds",
-                  result->seconds, "rows_per_s", result->seconds > 0 ? (double)result->rows / result->seconds : 0.0,
-                  "loading_share", loading, "session", cli_describe_json(d));
+    json_t *json = result_json(o, d, result, l, loading);
+    if (!json)
+        return error_set(error, DPI_E_SYSTEM, "out of memory");
     if (o->accuracy)
         json_object_set_new(json, "accuracy", json_real(share));
     if (!o->json_path) {
@@ -177,17 +265,6 @@ static dpi_status report(const cli_options *o, dpi_session *s, const dpi_descrip
     return written ? DPI_OK : error_set(error, DPI_E_IO, "cannot write %s", o->json_path);
 }
 
-#define BAD_ROWS_SHOWN 10
-
-static void show_bad_row(void *context, const dpi_bad_row *row)
-{
-    uint64_t *count = context;
-    if (++*count <= BAD_ROWS_SHOWN)
-        fprintf(stderr, "dpinfer: row %llu is left out: %s\n", (unsigned long long)row->row, row->reason);
-    else if (*count == BAD_ROWS_SHOWN + 1)
-        fprintf(stderr, "dpinfer: more rows are left out; --events FILE lists them all\n");
-}
-
 static void write_event(void *context, const char *json)
 {
     fprintf(context, "%s\n", json);
@@ -195,10 +272,12 @@ static void write_event(void *context, const char *json)
 }
 
 /* Whom the session tells of what happens. *events is to be closed behind the session. */
-static dpi_status listen_to(cli_options *o, uint64_t *bad_rows, FILE **events, dpi_error *error)
+static dpi_status listen_to(cli_options *o, listener *l, FILE **events, dpi_error *error)
 {
     o->open.bad_row = show_bad_row;
-    o->open.bad_row_context = bad_rows;
+    o->open.bad_row_context = l;
+    l->bad_rows = json_array();
+    l->timeline = o->json ? timeline_new() : NULL;
     if (!o->events)
         return DPI_OK;
     *events = fopen(o->events, "we");
@@ -214,14 +293,14 @@ int cmd_run(int argc, char **argv)
     cli_options o;
     dpi_error error;
     dpi_session *s = NULL;
-    uint64_t bad_rows = 0;
+    listener l = {0};
     FILE *events = NULL;
     dpi_description d = DPI_INIT(dpi_description);
     dpi_status status = cli_parse(argc, argv, CLI_MODEL | CLI_RUN, help, &o, &error);
     if (!status && !o.input_count)
         status = error_set(&error, DPI_E_ARGUMENT, "run: which --input? See dpinfer run --help");
     if (!status)
-        status = listen_to(&o, &bad_rows, &events, &error);
+        status = listen_to(&o, &l, &events, &error);
     if (!status) {
         cli_catch_signals();
         status = dpi_open(&o.open, &s, &error);
@@ -229,10 +308,11 @@ int cmd_run(int argc, char **argv)
     if (!status)
         status = dpi_describe(s, &d, &error);
     if (!status && o.dry_run)
-        status = dry_run(&o, s, &d, &error);
+        status = dry_run(&o, &d, &error);
     else if (!status) {
-        cli_progress progress;
-        cli_progress_start(&progress, &d, o.quiet);
+        l.session = s;
+        timeline_look(l.timeline, s, 0, true);
+        cli_progress_start(&l.progress, &d, o.quiet);
         dpi_run_options run = DPI_INIT(dpi_run_options);
         dpi_run_result result = DPI_INIT(dpi_run_result);
         run.inputs = o.inputs;
@@ -249,13 +329,13 @@ int cmd_run(int argc, char **argv)
         run.journal_interval_ms = o.journal_interval_ms;
         run.preprocess = o.preprocess_given ? &o.preprocess : NULL;
         run.loader_threads = o.loader_threads;
-        progress.output = o.output_count ? o.outputs[0] : "";
-        run.progress = cli_progress_show;
-        run.progress_context = &progress;
+        l.progress.output = o.output_count ? o.outputs[0] : "";
+        run.progress = show_progress;
+        run.progress_context = &l;
         status = dpi_run(s, &run, &result, &error);
         if (!status || status == DPI_BAD_ROWS) {
             dpi_error later;
-            dpi_status reported = report(&o, s, &d, &result, status ? &later : &error);
+            dpi_status reported = report(&o, &d, &result, &l, status ? &later : &error);
             status = status ? status : reported;
         }
     }
@@ -263,6 +343,8 @@ int cmd_run(int argc, char **argv)
     dpi_close(s);
     if (events)
         fclose(events);
+    timeline_free(l.timeline);
+    json_decref(l.bad_rows);
     cli_free(&o);
     return code;
 }

@@ -1,8 +1,10 @@
 #include "cli/cli.h"
 
 #include "base/tensor.h"
+#include "base/topology.h"
 #include "data/npy.h"
 #include "data/source.h"
+#include "runtime/setup.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -93,6 +95,8 @@ static void draw_bar(const cli_progress *p, const dpi_progress *now, double rate
 int cli_progress_show(void *context, const dpi_progress *now)
 {
     cli_progress *p = context;
+    if (!now->worker_count) /* standard input is still being read */
+        return cli_signal() != 0;
     p->rows_done = now->rows_done;
     double rate = now->seconds > 0 ? (double)(now->rows_done - now->rows_resumed) / now->seconds : 0;
     if (now->rows_resumed && !p->resumed_shown && !p->quiet) {
@@ -147,6 +151,25 @@ json_t *cli_describe_json(const dpi_description *d)
                      d->bit_identical, "tolerance", d->tolerance);
 }
 
+json_t *cli_machine_json(void)
+{
+    topology t;
+    if (topology_read(&t, NULL))
+        return json_object();
+    json_t *json = json_pack("{s:s, s:I, s:i, s:f, s:I}", "processor", t.model, "cpus", (json_int_t)t.cpu_count,
+                             "cores", t.core_count, "quota_cpus", t.quota, "memory_bytes", (json_int_t)t.memory_bytes);
+    topology_free(&t);
+    return json;
+}
+
+json_t *cli_command_json(int argc, char **argv)
+{
+    json_t *words = json_pack("[s]", "dpinfer");
+    for (int i = 0; i < argc; i++)
+        json_array_append_new(words, text_to_json(argv[i]));
+    return words;
+}
+
 /* ---- accuracy --------------------------------------------------------------------------------------------------- */
 
 static dpi_status count_npy(const char *output, const npy_header *lh, const void *labels, uint64_t begin,
@@ -179,26 +202,57 @@ static dpi_status count_npy(const char *output, const npy_header *lh, const void
     return status;
 }
 
-static dpi_status count_csv(const char *output, const npy_header *lh, const void *labels, uint64_t *right,
-                            uint64_t *rows, dpi_error *error)
+/* Row and best class of a CSV line; the row's name may stand between them. False: the header. */
+static dpi_status take_csv(char *line, bool *has_name, const char *output, int64_t *row, int64_t *best,
+                           dpi_error *error)
+{
+    *row = -1;
+    if (strncmp(line, "row,", 4) == 0) {
+        *has_name = strncmp(line, "row,name,", 9) == 0;
+        return DPI_OK;
+    }
+    char *class = strchr(line, ',');
+    if (class && *has_name && class[1] == '"') {
+        for (class += 2; *class && (*class != '"' || class[1] == '"');)
+            class += *class == '"' ? 2 : 1;
+        class = strchr(class, ',');
+    } else if (class && *has_name)
+        class = strchr(class + 1, ',');
+    char *end = class ? strchr(class + 1, ',') : NULL;
+    line[strcspn(line, ",")] = 0;
+    if (end)
+        *end = 0;
+    return end && text_to_i64(line, 0, INT64_MAX, row) && text_to_i64(class + 1, 0, UINT32_MAX, best)
+               ? DPI_OK
+               : error_set(error, DPI_E_ARGUMENT, "--accuracy needs class numbers in %s: leave --labels out", output);
+}
+
+static dpi_status take_jsonl(const char *line, const char *output, int64_t *row, int64_t *best, dpi_error *error)
+{
+    json_t *json = json_loads(line, 0, NULL);
+    bool good = json_unpack(json, "{s:I, s:[{s:I}]}", "row", row, "top", "class", best) == 0 && *row >= 0;
+    json_decref(json);
+    return good ? DPI_OK : error_set(error, DPI_E_DATA, "%s has a line that is no result", output);
+}
+
+static dpi_status count_text(const char *output, const npy_header *lh, const void *labels, uint64_t *right,
+                             uint64_t *rows, dpi_error *error)
 {
     FILE *file = fopen(output, "re");
     if (!file)
         return error_set(error, DPI_E_DATA, "cannot read %s again", output);
     char *line = NULL;
     size_t size = 0;
+    bool has_name = false, is_csv = text_ends_with(output, ".csv");
     dpi_status status = DPI_OK;
     while (!status && getline(&line, &size, file) > 0) {
-        char *comma = strchr(line, ','), *second = comma ? strchr(comma + 1, ',') : NULL;
-        uint64_t row, class;
-        if (strncmp(line, "row,", 4) == 0 || !second)
+        int64_t row, best;
+        status = is_csv ? take_csv(line, &has_name, output, &row, &best, error)
+                        : take_jsonl(line, output, &row, &best, error);
+        if (status || row < 0)
             continue;
-        *comma = *second = 0;
-        if (!text_to_u64(line, 0, UINT64_MAX, &row) || !text_to_u64(comma + 1, 0, UINT32_MAX, &class))
-            status =
-                error_set(error, DPI_E_ARGUMENT, "--accuracy needs class numbers in %s: leave --labels out", output);
-        else if (row < (uint64_t)lh->shape[0])
-            *right += dtype_get(lh->dtype, labels, row) == (double)class;
+        if (row < lh->shape[0])
+            *right += dtype_get(lh->dtype, labels, (size_t)row) == (double)best;
         ++*rows;
     }
     free(line);
@@ -219,13 +273,12 @@ dpi_status cli_accuracy(const char *output, const char *labels, uint64_t row_beg
         return status;
     uint64_t right = 0;
     *rows = 0;
-    size_t length = strlen(output);
     if (h.rank != 1)
         status = error_set(error, DPI_E_DATA, "%s: labels are one number a row", labels);
-    else if (length > 4 && strcmp(output + length - 4, ".npy") == 0)
+    else if (text_ends_with(output, ".npy") || text_ends_with(output, ".npz"))
         status = count_npy(output, &h, data, row_begin, &right, rows, error);
     else
-        status = count_csv(output, &h, data, &right, rows, error);
+        status = count_text(output, &h, data, &right, rows, error);
     if (!status && row_begin + *rows > (uint64_t)h.shape[0])
         status = error_set(error, DPI_E_DATA, "%s has %lld labels for %llu rows", labels, (long long)h.shape[0],
                            (unsigned long long)(row_begin + *rows));

@@ -11,6 +11,8 @@ static const char usage[] =
     "    dpinfer inspect MODEL                             inputs, outputs, whether it can be split\n"
     "    dpinfer compile MODEL                             fill the engine cache\n"
     "    dpinfer cache list|clear                          look after the engine cache\n"
+    "    dpinfer report RESULTS.json -o REPORT.html        a page of what bench or run measured\n"
+    "    dpinfer top                                       what running sessions are doing\n"
     "\n"
     "Each takes --help, with examples. For instance:\n"
     "    dpinfer run digits.onnx --input images.npy --output classes.csv --top 3\n"
@@ -21,8 +23,8 @@ static const char usage[] =
 static const struct {
     const char *name;
     int (*run)(int argc, char **argv);
-} commands[] = {{"run", cmd_run},         {"bench", cmd_bench},     {"devices", cmd_devices},
-                {"inspect", cmd_inspect}, {"compile", cmd_compile}, {"cache", cmd_cache}};
+} commands[] = {{"run", cmd_run},         {"bench", cmd_bench}, {"devices", cmd_devices}, {"inspect", cmd_inspect},
+                {"compile", cmd_compile}, {"cache", cmd_cache}, {"report", cmd_report},   {"top", cmd_top}};
 
 int main(int argc, char **argv)
 {

@@ -42,6 +42,7 @@ enum {
     OPT_MAX_BAD_ROWS,
     OPT_MAX_DEATHS,
     OPT_EVENTS,
+    OPT_TRACE,
     OPT_INPUT,
     OPT_OUTPUT,
     OPT_PREPROCESS,
@@ -105,6 +106,7 @@ static const struct option table[] = {
     {"max-bad-rows", 1, NULL, OPT_MAX_BAD_ROWS},
     {"max-deaths", 1, NULL, OPT_MAX_DEATHS},
     {"events", 1, NULL, OPT_EVENTS},
+    {"trace", 1, NULL, OPT_TRACE},
     {"input", 1, NULL, OPT_INPUT},
     {"output", 1, NULL, OPT_OUTPUT},
     {"preprocess", 1, NULL, OPT_PREPROCESS},
@@ -315,6 +317,7 @@ static bool take_fault_option(cli_options *o, int option, const char *value, dpi
         o->open.max_deaths = *status ? 0 : (uint32_t)number;
         break;
     case OPT_EVENTS: o->events = value; break;
+    case OPT_TRACE: o->open.trace_path = value; break;
     default: return false;
     }
     return true;
@@ -412,6 +415,7 @@ static bool option_belongs(int option, unsigned flags)
     case OPT_ON_BAD_ROW:
     case OPT_MAX_BAD_ROWS:
     case OPT_EVENTS:
+    case OPT_TRACE:
     case OPT_RESTART:
     case OPT_NO_JOURNAL:
     case OPT_JOURNAL_EVERY:
@@ -605,6 +609,8 @@ dpi_status cli_parse(int argc, char **argv, unsigned flags, const char *help, cl
     memset(o, 0, sizeof *o);
     o->open.struct_size = sizeof o->open;
     o->preprocess.struct_size = sizeof o->preprocess;
+    if (flags & (CLI_RUN | CLI_BENCH))
+        o->command = cli_command_json(argc, argv); /* before getopt moves words */
     opterr = 0;
     optind = 0; /* GNU: begin anew, also after a parse that was cut short */
     dpi_status status = DPI_OK;
@@ -655,4 +661,5 @@ void cli_free(cli_options *o)
             free(*folder);
         free(o->folders[i]);
     }
+    json_decref(o->command);
 }

@@ -3,6 +3,7 @@
 #include "data/npy.h"
 #include "data/sink_kind.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -15,12 +16,6 @@
 #include <unistd.h>
 
 #define LOCK_WAIT_NS 1000000000
-
-static bool ends_with(const char *text, const char *end)
-{
-    size_t length = strlen(text), tail = strlen(end);
-    return length > tail && strcmp(text + length - tail, end) == 0;
-}
 
 static bool same_file(const struct stat *a, const struct stat *b)
 {
@@ -96,7 +91,7 @@ static dpi_status open_part(sink *s, dpi_error *error)
 dpi_status sink_check_overwrite(const sink *s, dpi_error *error)
 {
     struct stat info;
-    return s->kind != SINK_NONE && s->no_overwrite && lstat(s->spec, &info) == 0
+    return sink_has_file(s) && s->no_overwrite && lstat(s->spec, &info) == 0
                ? error_set(error, DPI_E_DATA, "%s exists already", s->spec)
                : DPI_OK;
 }
@@ -110,8 +105,7 @@ dpi_status sink_check_limit(const sink *s, uint64_t bytes, dpi_error *error)
                      (unsigned long long)bytes, (unsigned long long)limit.rlim_cur);
 }
 
-/* All of the file's blocks now, so that a full disk is an error here and not a signal or a hole later. */
-static dpi_status preallocate(sink *s, uint64_t bytes, dpi_error *error)
+dpi_status sink_preallocate(sink *s, uint64_t bytes, dpi_error *error)
 {
     dpi_status status = sink_check_limit(s, bytes, error);
     if (status || !bytes)
@@ -156,11 +150,11 @@ static dpi_status start_npy(sink *s, dpi_error *error)
     uint64_t bytes;
     dpi_status status = npy_layout(s, header, sizeof header, &bytes, error);
     if (!status)
-        status = preallocate(s, bytes, error);
+        status = sink_preallocate(s, bytes, error);
     return status ? status : file_write_at(s->fd, header, s->data_offset, 0, s->part, error);
 }
 
-static dpi_status another_part(const sink *s, dpi_error *error)
+dpi_status sink_another_part(const sink *s, dpi_error *error)
 {
     return error_set(error, DPI_E_DATA, "%s is not the file that its journal tells of; --restart begins anew", s->part);
 }
@@ -174,53 +168,63 @@ static dpi_status resume_npy(sink *s, dpi_error *error)
     if (!status && fstat(s->fd, &info) != 0)
         status = error_set_errno(error, DPI_E_IO, errno, "cannot read %s", s->part);
     if (!status && (uint64_t)info.st_size != bytes)
-        status = another_part(s, error);
+        status = sink_another_part(s, error);
     if (!status)
         status = file_read_at(s->fd, there, s->data_offset, 0, s->part, error);
-    return status ? status : memcmp(header, there, s->data_offset) == 0 ? DPI_OK : another_part(s, error);
+    return status ? status : memcmp(header, there, s->data_offset) == 0 ? DPI_OK : sink_another_part(s, error);
 }
 
-static dpi_status resume_csv(sink *s, uint64_t text_bytes, dpi_error *error)
+static const struct {
+    const char *end;
+    sink_kind kind;
+    const sink_format *format;
+} kinds[] = {{".npy", SINK_NPY, NULL},
+             {".npz", SINK_NPZ, NULL},
+             {".csv", SINK_CSV, &sink_csv},
+             {".jsonl", SINK_JSONL, &sink_jsonl}};
+
+static void choose_kind(sink *s)
 {
-    struct stat info;
-    dpi_status status = sink_csv_start(s, error);
-    if (status)
-        return status;
-    if (fstat(s->fd, &info) != 0)
-        return error_set_errno(error, DPI_E_IO, errno, "cannot read %s", s->part);
-    if ((uint64_t)info.st_size < text_bytes || (text_bytes && text_bytes < s->buffer.length))
-        return another_part(s, error);
-    if (!file_cut(s->fd, text_bytes))
-        return error_set_errno(error, DPI_E_IO, errno, "cannot cut %s", s->part);
-    if (text_bytes) /* else the header line is still in the buffer */
-        s->buffer.length = 0;
-    s->written = text_bytes;
-    return DPI_OK;
+    for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
+        if (text_ends_with(s->spec, kinds[i].end)) {
+            s->kind = kinds[i].kind;
+            s->format = kinds[i].format;
+        }
+}
+
+static sink *new_sink(const char *spec, const sink_options *options)
+{
+    sink *s = calloc(1, sizeof *s);
+    if (!s)
+        return NULL;
+    s->fd = -1;
+    if (!(s->spec = strdup(spec)) || !(s->part = text_format("%s.part", spec)) ||
+        (options->labels_path && !(s->labels_path = strdup(options->labels_path)))) {
+        sink_close(s, false);
+        return NULL;
+    }
+    s->output = *options->output;
+    s->rows = options->rows;
+    s->names = options->names;
+    s->top = options->top ? options->top : 1;
+    s->no_overwrite = options->no_overwrite;
+    return s;
 }
 
 dpi_status sink_open(const char *spec, const sink_options *options, sink **out, dpi_error *error)
 {
     *out = NULL;
-    sink *s = calloc(1, sizeof *s);
-    if (s)
-        s->fd = -1;
-    if (!s || !(s->spec = strdup(spec)) || !(s->part = text_format("%s.part", spec)) ||
-        (options->labels_path && !(s->labels_path = strdup(options->labels_path)))) {
-        sink_close(s, false);
+    sink *s = new_sink(spec, options);
+    if (!s)
         return error_set(error, DPI_E_SYSTEM, "out of memory");
-    }
-    s->output = *options->output;
-    s->rows = options->rows;
-    s->top = options->top ? options->top : 1;
-    s->no_overwrite = options->no_overwrite;
+    choose_kind(s);
+    s->members[s->member_count++] = s;
     dpi_status status = DPI_OK;
-    if (strcmp(spec, "none") == 0)
-        s->kind = SINK_NONE;
-    else if (ends_with(spec, ".npy") || ends_with(spec, ".csv")) {
-        s->kind = ends_with(spec, ".npy") ? SINK_NPY : SINK_CSV;
+    if (s->kind != SINK_NONE)
         status = open_part(s, error);
-    } else
-        status = error_set(error, DPI_E_DATA, "%s is no sink that dpinfer writes: FILE.npy, FILE.csv or none", spec);
+    else if (strcmp(spec, "none") != 0)
+        status = error_set(error, DPI_E_DATA,
+                           "%s is no sink that dpinfer writes: FILE.npy, FILE.npz, FILE.csv, FILE.jsonl or none", spec);
     if (status) {
         sink_close(s, false);
         return status;
@@ -229,9 +233,35 @@ dpi_status sink_open(const char *spec, const sink_options *options, sink **out, 
     return DPI_OK;
 }
 
+dpi_status sink_join(sink *file, const sink_options *options, sink **out, dpi_error *error)
+{
+    assert(file->kind == SINK_NPZ && !file->ours && file->member_count < PORT_MAX);
+    *out = new_sink(file->spec, options);
+    if (!*out)
+        return error_set(error, DPI_E_SYSTEM, "out of memory");
+    (*out)->kind = SINK_NPZ;
+    (*out)->archive = file;
+    file->members[file->member_count++] = *out;
+    return DPI_OK;
+}
+
+static dpi_status start(sink *s, dpi_error *error)
+{
+    return s->kind == SINK_NPY   ? start_npy(s, error)
+           : s->kind == SINK_NPZ ? sink_npz_start(s, error)
+                                 : sink_text_start(s, error);
+}
+
+static dpi_status resume(sink *s, uint64_t text_bytes, dpi_error *error)
+{
+    return s->kind == SINK_NPY   ? resume_npy(s, error)
+           : s->kind == SINK_NPZ ? sink_npz_resume(s, error)
+                                 : sink_text_resume(s, text_bytes, error);
+}
+
 dpi_status sink_begin(sink *s, dpi_error *error)
 {
-    if (s->kind == SINK_NONE)
+    if (!sink_has_file(s))
         return DPI_OK;
     dpi_status status = sink_check_overwrite(s, error);
     if (status)
@@ -239,13 +269,13 @@ dpi_status sink_begin(sink *s, dpi_error *error)
     s->ours = true;
     if (!file_cut(s->fd, 0))
         return error_set_errno(error, DPI_E_IO, errno, "cannot empty %s", s->part);
-    return s->kind == SINK_NPY ? start_npy(s, error) : sink_csv_start(s, error);
+    return start(s, error);
 }
 
 dpi_status sink_resume(sink *s, uint64_t inode, uint64_t text_bytes, dpi_error *error)
 {
     file_mark now;
-    if (s->kind == SINK_NONE)
+    if (!sink_has_file(s))
         return DPI_OK;
     dpi_status status = sink_check_overwrite(s, error);
     if (status)
@@ -253,8 +283,8 @@ dpi_status sink_resume(sink *s, uint64_t inode, uint64_t text_bytes, dpi_error *
     if (!sink_mark(s, &now))
         return error_set_errno(error, DPI_E_IO, errno, "cannot read %s", s->part);
     if (s->made || now.inode != inode)
-        return another_part(s, error);
-    status = s->kind == SINK_NPY ? resume_npy(s, error) : resume_csv(s, text_bytes, error);
+        return sink_another_part(s, error);
+    status = resume(s, text_bytes, error);
     s->ours = !status;
     return status;
 }
@@ -262,10 +292,11 @@ dpi_status sink_resume(sink *s, uint64_t inode, uint64_t text_bytes, dpi_error *
 dpi_status sink_adopt(sink *s, const file_mark *mark, dpi_error *error)
 {
     file_mark now, part;
-    if (s->kind == SINK_NONE)
+    if (!sink_has_file(s))
         return DPI_OK;
     if (!sink_mark(s, &part))
         return error_set_errno(error, DPI_E_IO, errno, "cannot read %s", s->part);
+    s->complete = true; /* before the mark was taken */
     bool there = file_mark_of(-1, s->spec, &now);
     if (!there && errno != ENOENT)
         return error_set_errno(error, DPI_E_IO, errno, "cannot read %s", s->spec);
@@ -275,7 +306,7 @@ dpi_status sink_adopt(sink *s, const file_mark *mark, dpi_error *error)
         s->finished = true;
         return DPI_OK;
     }
-    return !s->made && file_mark_equal(&part, mark) ? DPI_OK : another_part(s, error);
+    return !s->made && file_mark_equal(&part, mark) ? DPI_OK : sink_another_part(s, error);
 }
 
 dpi_status sink_create(const char *spec, const sink_options *options, sink **out, dpi_error *error)
@@ -295,26 +326,27 @@ const char *sink_spec(const sink *s) { return s->spec; }
 const char *sink_part(const sink *s) { return s->part; }
 bool sink_mark(const sink *s, file_mark *mark) { return s->fd >= 0 && file_mark_of(s->fd, NULL, mark); }
 bool sink_finished(const sink *s) { return s->finished; }
-int sink_fd(const sink *s) { return s->kind == SINK_NPY ? s->fd : -1; }
+bool sink_has_file(const sink *s) { return s->kind != SINK_NONE && !s->archive; }
+bool sink_is_text(const sink *s) { return s->format != NULL; }
+int sink_fd(const sink *s) { return s->archive ? s->archive->fd : s->format ? -1 : s->fd; }
 uint64_t sink_data_offset(const sink *s) { return s->data_offset; }
-size_t sink_record_bytes(const sink *s) { return s->kind == SINK_CSV ? s->top * sizeof(sink_top) : 0; }
+size_t sink_record_bytes(const sink *s) { return s->format ? s->top * sizeof(sink_top) : 0; }
 
 bool sink_same_file(const sink *s, int fd)
 {
-    struct stat target, source;
-    return s->kind != SINK_NONE && stat(s->spec, &target) == 0 && fstat(fd, &source) == 0 &&
-           same_file(&target, &source);
+    struct stat target, other;
+    return s->kind != SINK_NONE && stat(s->spec, &target) == 0 && fstat(fd, &other) == 0 && same_file(&target, &other);
 }
 
 void sink_write_back(const sink *s)
 {
-    if (s->kind == SINK_NPY)
+    if (sink_has_file(s) && !s->format)
         sync_file_range(s->fd, 0, 0, SYNC_FILE_RANGE_WRITE); /* advice: a failure shows in sink_finish */
 }
 
 static dpi_status sync_part(sink *s, bool data_only, dpi_error *error)
 {
-    dpi_status status = s->kind == SINK_CSV ? sink_csv_flush(s, error) : DPI_OK;
+    dpi_status status = s->format ? sink_text_flush(s, error) : DPI_OK;
     if (status)
         return status;
     if (s->lost)
@@ -323,10 +355,19 @@ static dpi_status sync_part(sink *s, bool data_only, dpi_error *error)
     return s->lost ? error_set_errno(error, DPI_E_IO, errno, "cannot write %s to disk", s->part) : DPI_OK;
 }
 
+dpi_status sink_complete(sink *s, dpi_error *error)
+{
+    if (!sink_has_file(s) || s->finished || s->kind != SINK_NPZ || s->complete)
+        return DPI_OK;
+    dpi_status status = sink_npz_complete(s, error);
+    s->complete = !status;
+    return status;
+}
+
 dpi_status sink_sync(sink *s, uint64_t *text_bytes, dpi_error *error)
 {
     *text_bytes = 0;
-    if (s->kind == SINK_NONE || s->finished)
+    if (!sink_has_file(s) || s->finished)
         return DPI_OK;
     dpi_status status = sync_part(s, true, error);
     *text_bytes = s->written;
@@ -352,9 +393,11 @@ static dpi_status give_name(const sink *s, dpi_error *error)
 
 dpi_status sink_finish(sink *s, dpi_error *error)
 {
-    if (s->kind == SINK_NONE || s->finished)
+    if (!sink_has_file(s) || s->finished)
         return DPI_OK;
-    dpi_status status = sync_part(s, false, error);
+    dpi_status status = sink_complete(s, error);
+    if (!status)
+        status = sync_part(s, false, error);
     if (!status)
         status = give_name(s, error);
     if (status)
@@ -367,7 +410,7 @@ void sink_close(sink *s, bool keep)
 {
     if (!s)
         return;
-    if (s->fd >= 0 && s->kind != SINK_NONE) {
+    if (s->fd >= 0) {
         if (!s->finished && (s->ours ? !keep : s->made))
             unlink(s->part); /* while we hold the lock: nobody else's */
         close(s->fd);

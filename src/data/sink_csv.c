@@ -1,171 +1,46 @@
-/* Top classes of each row as CSV (RFC 4180, but with LF): workers reduce their rows to records, the caller formats. */
-#include "base/file.h"
+/* CSV: RFC 4180, but with LF. */
 #include "data/sink_kind.h"
 
-#include <locale.h>
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-#define FLUSH_BYTES     (256 * 1024)
-#define MAX_LABEL_BYTES (64 << 20)
-
-/* Splits the file's text into lines in place; the last line needs no newline. */
-static dpi_status read_labels(sink *s, const char *path, size_t classes, dpi_error *error)
+static void add_field(sink *s, const char *text)
 {
-    void *data;
-    size_t bytes;
-    dpi_status status = file_read(path, MAX_LABEL_BYTES, &data, &bytes, error);
-    if (status)
-        return status;
-    s->label_text = data;
-    s->labels = calloc(classes, sizeof *s->labels);
-    if (!s->labels)
-        return error_set(error, DPI_E_SYSTEM, "out of memory");
-    size_t lines = 0;
-    for (char *at = s->label_text, *end = at + bytes; at < end; lines++) {
-        char *newline = memchr(at, '\n', (size_t)(end - at)), *stop = newline ? newline : end;
-        *stop = 0;
-        if (stop > at && stop[-1] == '\r')
-            stop[-1] = 0;
-        if (lines < classes)
-            s->labels[lines] = at;
-        at = newline ? newline + 1 : end;
-    }
-    if (lines != classes)
-        return error_set(error, DPI_E_DATA, "%s has %zu lines and the model has %zu classes; give one line to each",
-                         path, lines, classes);
-    s->label_count = classes;
-    return DPI_OK;
-}
-
-dpi_status sink_csv_start(sink *s, dpi_error *error)
-{
-    size_t classes = 0;
-    if (s->output.rank < 1 || !shape_elements(s->output.shape, 1, s->output.rank, &classes) || classes < 1 ||
-        s->output.dtype == DPI_BOOL || classes > UINT32_MAX)
-        return error_set(error, DPI_E_DATA, "%s: a .csv sink needs an output of scores for each row, and %s is none",
-                         s->spec, s->output.name);
-    if (s->top > classes)
-        return error_set(error, DPI_E_DATA, "%s: the best %zu of %zu classes were asked for", s->spec, s->top, classes);
-    if (s->labels_path) {
-        dpi_status status = read_labels(s, s->labels_path, classes, error);
-        if (status)
-            return status;
-    }
-    text_add(&s->buffer, "row");
-    for (size_t i = 1; i <= s->top; i++)
-        s->top == 1 ? text_add(&s->buffer, ",class,score") : text_add(&s->buffer, ",class%zu,score%zu", i, i);
-    text_add(&s->buffer, "\n");
-    return DPI_OK;
-}
-
-/* By what classes are ordered: as doubles, since two float64 or int32 scores may be one float32. Records lie in memory
- * that all workers write, so a class read back from there is checked. */
-static double score_of(dpi_dtype dtype, const void *row, size_t class_index, size_t classes)
-{
-    double v = class_index < classes ? dtype_get(dtype, row, class_index) : -INFINITY;
-    return v != v ? -INFINITY : v;
-}
-
-static void top_of_row(dpi_dtype dtype, const void *row, size_t classes, size_t top, sink_top *best)
-{
-    size_t found = 0;
-    double worst = 0;                      /* of those in `best` */
-    for (size_t c = 0; c < classes; c++) { /* insertion: top is small */
-        double v = score_of(dtype, row, c, classes);
-        if (found == top && !(v > worst))
-            continue;
-        size_t at = found < top ? found++ : top - 1;
-        for (; at > 0 && v > score_of(dtype, row, best[at - 1].class_index, classes); at--)
-            best[at] = best[at - 1];
-        best[at] = (sink_top){.class_index = (uint32_t)c, .value = (float)v};
-        worst = score_of(dtype, row, best[found - 1].class_index, classes);
-    }
-}
-
-void sink_top_records(const port *output, const void *rows_data, size_t rows, size_t top, sink_top *records)
-{
-    size_t classes = 0;
-    shape_elements(output->shape, 1, output->rank, &classes);
-    size_t row_bytes = classes * dpi_dtype_size(output->dtype);
-    for (size_t r = 0; r < rows; r++)
-        top_of_row(output->dtype, (const char *)rows_data + r * row_bytes, classes, top, records + r * top);
-}
-
-static void add_label(sink *s, uint32_t class_index)
-{
-    if (!s->labels || class_index >= s->label_count) {
-        text_add(&s->buffer, ",%u", class_index);
-        return;
-    }
-    const char *label = s->labels[class_index];
-    if (!strpbrk(label, ",\"\r\n")) {
-        text_add(&s->buffer, ",%s", label);
+    if (!strpbrk(text, ",\"\r\n")) {
+        text_add(&s->buffer, ",%s", text);
         return;
     }
     text_add(&s->buffer, ",\"");
-    for (const char *c = label; *c; c++)
+    for (const char *c = text; *c; c++)
         text_add_bytes(&s->buffer, *c == '"' ? "\"\"" : c, *c == '"' ? 2 : 1);
     text_add(&s->buffer, "\"");
 }
 
-/* The shortest form that reads back as the same float. */
-static void add_score(sink *s, float value)
+static void csv_header(sink *s)
 {
-    char number[32];
-    if (value != value)
-        snprintf(number, sizeof number, "nan"); /* without the sign that it may have */
-    for (int digits = 6; value == value && digits <= 9; digits++) {
-        snprintf(number, sizeof number, "%.*g", digits, (double)value);
-        if (strtof(number, NULL) == value)
-            break;
+    text_add(&s->buffer, s->names ? "row,name" : "row");
+    for (size_t i = 1; i <= s->top; i++)
+        s->top == 1 ? text_add(&s->buffer, ",class,score") : text_add(&s->buffer, ",class%zu,score%zu", i, i);
+    text_add(&s->buffer, "\n");
+}
+
+static void csv_row(sink *s, uint64_t row, const char *name, const sink_top *best)
+{
+    text_add(&s->buffer, "%llu", (unsigned long long)row);
+    if (name)
+        add_field(s, name);
+    for (size_t i = 0; i < s->top; i++) {
+        if (s->labels && best[i].class_index < s->label_count)
+            add_field(s, s->labels[best[i].class_index]);
+        else
+            text_add(&s->buffer, ",%u", best[i].class_index);
+        text_add(&s->buffer, ",");
+        if (isnan(best[i].value))
+            text_add(&s->buffer, "nan"); /* without the sign that it may have */
+        else
+            sink_text_score(s, best[i].value);
     }
-    text_add(&s->buffer, ",%s", number);
+    text_add(&s->buffer, "\n");
 }
 
-dpi_status sink_csv_flush(sink *s, dpi_error *error)
-{
-    if (s->buffer.failed)
-        return error_set(error, DPI_E_SYSTEM, "out of memory while writing %s", s->spec);
-    dpi_status status = sink_check_limit(s, s->written + s->buffer.length, error);
-    if (!status)
-        status = file_write_at(s->fd, s->buffer.data, s->buffer.length, s->written, s->part, error);
-    if (status)
-        return status;
-    s->written += s->buffer.length;
-    s->buffer.length = 0;
-    return DPI_OK;
-}
-
-static dpi_status write_records(sink *s, uint64_t first_row, const sink_top *records, size_t rows, dpi_error *error)
-{
-    for (size_t r = 0; r < rows; r++) {
-        text_add(&s->buffer, "%llu", (unsigned long long)(first_row + r));
-        for (size_t i = 0; i < s->top; i++) {
-            add_label(s, records[r * s->top + i].class_index);
-            add_score(s, records[r * s->top + i].value);
-        }
-        text_add(&s->buffer, "\n");
-        if (s->buffer.length < FLUSH_BYTES && !s->buffer.failed)
-            continue;
-        dpi_status status = sink_csv_flush(s, error);
-        if (status)
-            return status;
-    }
-    return DPI_OK;
-}
-
-dpi_status sink_write_records(sink *s, uint64_t first_row, const sink_top *records, size_t rows, dpi_error *error)
-{
-    /* Numbers have a point in the C locale alone; the program's may write others, of several bytes even. */
-    locale_t plain = newlocale(LC_NUMERIC_MASK, "C", (locale_t)0);
-    if (!plain)
-        return error_set(error, DPI_E_SYSTEM, "out of memory while writing %s", s->spec);
-    locale_t callers = uselocale(plain);
-    dpi_status status = write_records(s, first_row, records, rows, error);
-    uselocale(callers);
-    freelocale(plain);
-    return status;
-}
+const sink_format sink_csv = {.header = csv_header, .row = csv_row};

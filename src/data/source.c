@@ -1,3 +1,4 @@
+#include "base/text.h"
 #include "data/image_list.h"
 #include "data/source_kind.h"
 
@@ -7,12 +8,20 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+bool source_is_stdin(const char *spec)
+{
+    return strcmp(spec, "-") == 0 || (strncmp(spec, "raw:", 4) == 0 && text_ends_with(spec, ":-"));
+}
+
 static const source_kind *kind_of(const char *spec, const source_options *options)
 {
-    size_t length = strlen(spec);
     if (strncmp(spec, "random:", 7) == 0)
         return &source_random;
-    if (length > 4 && strcmp(spec + length - 4, ".npy") == 0)
+    if (strncmp(spec, "raw:", 4) == 0 || strncmp(spec, "raw@", 4) == 0)
+        return &source_raw;
+    if (text_ends_with(spec, ".npz") || strstr(spec, ".npz:"))
+        return &source_npz;
+    if (text_ends_with(spec, ".npy") || strcmp(spec, "-") == 0)
         return &source_npy;
     return options && image_spec(spec) ? &source_images : NULL;
 }
@@ -27,14 +36,15 @@ static dpi_status open_kind(const char *spec, const source_kind *kind, const sou
         free(s);
         return error_set(error, DPI_E_SYSTEM, "out of memory");
     }
-    s->fd = s->index.fd = -1;
+    s->fd = s->file_fd = s->index.fd = -1;
     s->kind = kind;
     s->options = options;
     dpi_status status = kind
                             ? kind->open(s, fd, error)
                             : error_set(error, DPI_E_DATA,
-                                        "%s is no source that dpinfer reads: FILE.npy, a folder, pattern or list of "
-                                        "images, FILE.tar, or random:SHAPE:DTYPE:N as in random:3x224x224:float32:1000",
+                                        "%s is no source that dpinfer reads: FILE.npy, FILE.npz, raw:SHAPE:DTYPE:FILE, "
+                                        "- for standard input, a folder, pattern or list of images, FILE.tar, or "
+                                        "random:SHAPE:DTYPE:N as in random:3x224x224:float32:1000",
                                         spec);
     s->options = NULL;
     if (!status && !shape_row_bytes(s->shape.dtype, s->shape.shape, s->shape.rank, &s->row_bytes))
@@ -68,6 +78,7 @@ void source_close(source *s)
         return;
     if (s->kind)
         s->kind->close(s);
+    free(s->worker_spec);
     free(s->spec);
     free(s);
 }
@@ -75,7 +86,9 @@ void source_close(source *s)
 const port *source_port(const source *s) { return &s->shape; }
 uint64_t source_rows(const source *s) { return s->rows; }
 const char *source_spec(const source *s) { return s->spec; }
+const char *source_worker_spec(const source *s) { return s->worker_spec ? s->worker_spec : s->spec; }
 int source_fd(const source *s) { return s->fd; }
+int source_file_fd(const source *s) { return s->file_fd; }
 
 const char *source_row_name(const source *s, uint64_t row, char buffer[SOURCE_NAME_SIZE])
 {

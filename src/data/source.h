@@ -7,11 +7,23 @@
 
 typedef struct source source;
 
-/* Opens "FILE.npy" or "random:SHAPE:DTYPE:N[:SEED]" (SHAPE without the row axis, "3x224x224"). DPI_E_DATA names the
- * file and what is wrong: missing, cut short, no .npy, version, header too large (64 KiB), fortran order, object or
- * structured dtype, big-endian elements wider than a byte, negative or overflowing shape, no row axis.
- * A .npy file is memory-mapped, read-only. `fd` >= 0 is used instead of opening the path again (it is dup'ed). */
+/* Opens one of (SHAPE is that of a row, without the row axis: "3x224x224", "" for single values)
+ *   FILE.npy
+ *   FILE.npz[:MEMBER]           the only member where none is named; "ids" and "ids.npy" are the same member. What is
+ *                               stored is mapped in place, what is deflated is inflated into a sealed memfd
+ *   raw:SHAPE:DTYPE:FILE        rows one after another, little-endian, nothing else in the file
+ *   random:SHAPE:DTYPE:N[:SEED]
+ *   -, raw:SHAPE:DTYPE:-        standard input, as .npy or raw; only with the `fd` that spool_stdin gives
+ * DPI_E_DATA names the file and what is wrong: missing, cut short, no .npy, version, header too large (64 KiB), fortran
+ * order, object or structured dtype, big-endian elements wider than a byte, negative or overflowing shape, no row axis;
+ * an archive that is damaged, encrypted or has no such member; a raw file that does not end with a row.
+ * Files are memory-mapped, read-only. `fd` >= 0 is used instead of opening the path again (it is dup'ed). */
 dpi_status source_open(const char *spec, int fd, source **out, dpi_error *error);
+/* Whether a spec asks for standard input. */
+bool source_is_stdin(const char *spec);
+/* Which source "FILE.npz" is for the input `port`: "FILE.npz:PORT" where it has a member of that name, else
+ * "FILE.npz" where it has one member alone, else NULL. Any other spec is itself. *out is the caller's to free. */
+dpi_status source_member_for(const char *spec, const char *port, char **out, dpi_error *error);
 void source_close(source *s); /* NULL is fine */
 
 /* The same for a run's caller, and sources of images besides (data/image_list.h): their rows follow the input `want`
@@ -29,7 +41,11 @@ dpi_status source_open_index(const char *spec, int fd, source **out, dpi_error *
 const port *source_port(const source *s); /* name "", dtype, rank, shape with shape[0] the number of rows */
 uint64_t source_rows(const source *s);
 const char *source_spec(const source *s);
-int source_fd(const source *s); /* of the file, -1 for random: */
+/* What a worker opens the source by, together with source_fd: the spec, or what the caller has found out already. */
+const char *source_worker_spec(const source *s);
+int source_fd(const source *s); /* where the rows are, or the index of images; -1 for random: */
+/* The file that the user has named: another one for inflated members, -1 for images and random: */
+int source_file_fd(const source *s);
 
 /* Rows [first, first + count) as dense memory: a pointer into the mapping where that is possible (*in_place true),
  * else `scratch` (count * row bytes, given by the caller) filled. Bounds are the caller's to keep (asserted).
@@ -55,7 +71,8 @@ void row_scratch_free(row_scratch *scratch);
  * process that source_open_index has opened it in. */
 dpi_status source_row_load(const source *s, uint64_t row, void *to, row_scratch *scratch, dpi_error *error);
 
-/* For a journal: what tells of all that decides its rows. NULL: the file of source_fd does, or the spec. */
+/* For a journal: what tells of all that decides its rows. NULL: the file of source_file_fd does, or the
+ * spec. */
 const char *source_fact(const source *s);
 /* What is wrong with it as a whole though its rows are there (a tar that was cut short); NULL: nothing. */
 const char *source_warning(const source *s);

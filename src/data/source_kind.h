@@ -1,5 +1,4 @@
-/* The inside of sources: one table of functions per kind. A new kind (images, tars) adds a file and a line in
- * source.c. */
+/* The inside of sources: one table of functions per kind. A new kind adds a file and a line in source.c. */
 #ifndef DPI_DATA_SOURCE_KIND_H
 #define DPI_DATA_SOURCE_KIND_H
 
@@ -23,12 +22,13 @@ struct source {
     port shape;
     uint64_t rows;
     size_t row_bytes;
-    /* .npy */
-    int fd;
-    unsigned char *map; /* the whole file */
+    /* rows one after another in a file: .npy, .npz, raw: */
+    int fd, file_fd;    /* see source.h; one number where they are one file */
+    unsigned char *map; /* the whole file behind fd */
     size_t map_bytes;
     uint64_t data_offset;
     bool aligned;
+    char *worker_spec; /* NULL: spec */
     /* random: */
     uint64_t seed;
     /* images */
@@ -39,6 +39,18 @@ struct source {
     void *table;                /* worker's: image_plan_table */
 };
 
-extern const source_kind source_npy, source_random, source_images;
+extern const source_kind source_npy, source_npz, source_raw, source_random, source_images;
+
+/* ---- rows one after another in a file (source_flat.c) ---- */
+
+/* A regular file, opened by name or by a descriptor that is dup'ed: into s->fd and s->file_fd. */
+dpi_status flat_open(source *s, const char *path, int fd, uint64_t *file_bytes, dpi_error *error);
+/* The .npy file that `bytes` bytes of s->fd from `offset` on are: its header gives shape, rows and data offset. `name`
+ * is for messages. */
+dpi_status flat_take_npy(source *s, const char *name, uint64_t offset, uint64_t bytes, dpi_error *error);
+/* Maps all `bytes` of s->fd, when shape, rows and data offset are set. */
+dpi_status flat_map(source *s, uint64_t bytes, dpi_error *error);
+void flat_close(source *s);
+dpi_status flat_read(source *s, uint64_t first, size_t count, void *scratch, dpi_error *error);
 
 #endif

@@ -21,7 +21,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LAYOUT_VERSION 2u
+#define LAYOUT_VERSION 3u
 #define LAYOUT_MAGIC   0x31495044u /* "DPI1" */
 
 #define LAYOUT_WORKERS 256        /* workers of one session at most */
@@ -116,6 +116,30 @@ typedef struct trial {
     uint32_t reserved;
 } trial;
 
+#define BOARD_NAME_SIZE  64
+#define BOARD_MODEL_SIZE 256
+
+/* What a session shows to whoever looks (runtime/watch.h). The caller writes it when something changes; nobody that
+ * computes reads it. */
+typedef struct board_worker {
+    char device[BOARD_NAME_SIZE];
+    _Atomic uint64_t page_inode; /* written last; 0: there is no worker yet */
+    _Atomic uint32_t starts, in_use;
+} board_worker;
+
+typedef struct board {
+    uint32_t pid; /* of the caller */
+    _Atomic uint32_t worker_count;
+    uint64_t outputs_inode;
+    int64_t opened_ns;            /* CLOCK_MONOTONIC */
+    _Atomic uint64_t run_rows;    /* of the dpi_run that is under way; 0: there is none */
+    _Atomic uint64_t run_base;    /* what all workers' rows were when it began, less the rows that it resumes with */
+    char model[BOARD_MODEL_SIZE]; /* the last part of its path */
+    board_worker workers[LAYOUT_WORKERS];
+} board;
+
+static_assert(sizeof(board_worker) == 80, "board_worker: size");
+
 typedef struct control {
     uint32_t magic, version;
     uint32_t wait_mode, reserved;
@@ -129,6 +153,7 @@ typedef struct control {
     alignas(64) _Atomic uint64_t active; /* bit s: slot s may hold work */
     worker_control workers[LAYOUT_WORKERS];
     batch_desc batches[LAYOUT_SLOTS];
+    board board;
 } control;
 
 static_assert(offsetof(control, active) == 128, "control: active");
@@ -150,7 +175,22 @@ typedef struct page_sample {
     _Atomic uint64_t rows_and_ns; /* rows in the upper 24 bits, nanoseconds (saturated) in the lower 40 */
 } page_sample;
 
-#define PAGE_SAMPLES 64
+#define PAGE_SAMPLES   64
+#define PAGE_LATENCIES 256
+
+/* Which of a page's counters a slice of this duration is in: eight to each doubling, from 1 us on. */
+static inline unsigned latency_bucket(int64_t ns)
+{
+    uint64_t us8 = ns > 1000 ? (uint64_t)ns / 125 : 8; /* eighths of a microsecond */
+    unsigned octave = 63u - (unsigned)__builtin_clzll(us8) - 3u;
+    unsigned bucket = 8 * octave + (unsigned)(us8 >> octave & 7);
+    return bucket < PAGE_LATENCIES ? bucket : PAGE_LATENCIES - 1;
+}
+/* The middle of a bucket, in nanoseconds. */
+static inline double latency_of_bucket(unsigned bucket)
+{
+    return 125.0 * (double)(1ull << bucket / 8) * (8.5 + bucket % 8);
+}
 
 typedef struct worker_page {
     _Atomic uint32_t stage;
@@ -169,7 +209,8 @@ typedef struct worker_page {
     uint64_t sigbus_offset;
     char error_message[1024];
     _Atomic uint64_t sample_count;
-    page_sample samples[PAGE_SAMPLES]; /* ring: sample i stands at i % PAGE_SAMPLES */
+    page_sample samples[PAGE_SAMPLES];          /* ring: sample i stands at i % PAGE_SAMPLES */
+    _Atomic uint32_t latencies[PAGE_LATENCIES]; /* how many slices took so long, from claimed to delivered */
 } worker_page;
 
 static_assert(sizeof(worker_page) <= 4096, "worker_page: one page");

@@ -1,5 +1,7 @@
 #include "runtime/events.h"
 
+#include "runtime/tracer.h"
+
 #include <stdlib.h>
 #include <sys/time.h>
 
@@ -8,6 +10,8 @@ static void emit(dpi_session *s, json_t *event)
 {
     struct timeval now;
     gettimeofday(&now, NULL);
+    if (event && s->tracer)
+        tracer_event(s->tracer, event);
     if (event && s->event) {
         json_object_set_new(event, "unix_s", json_real((double)now.tv_sec + (double)now.tv_usec * 1e-6));
         char *text = json_dumps(event, JSON_COMPACT);

@@ -1,13 +1,16 @@
 /* dpi_run: a data set in chunks of slices; the workers read the sources and write the sinks. */
 #include "runtime/run.h"
 #include "base/clock.h"
+#include "base/text.h"
+#include "data/spool.h"
 #include "runtime/batch.h"
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define CHUNK_SLICES  4096
-#define CHUNK_RECORDS (1u << 20) /* rows of a chunk whose .csv records wait in memory */
+#define CHUNK_RECORDS (1u << 20) /* rows of a chunk whose text records wait in memory */
 #define WRITE_BACK_NS 200000000
 
 /* ---- sources and sinks ------------------------------------------------------------------------------------------ */
@@ -50,81 +53,195 @@ static dpi_status check_source(const run *r, size_t i, dpi_error *error)
                      dpi_dtype_name(got->dtype), shape_text(got->shape, got->rank, is));
 }
 
+/* Whether the caller wants to stop, before there is anything to tell. */
+static bool stop_asked(void *context)
+{
+    run *r = context;
+    dpi_progress nothing_yet = {.struct_size = sizeof nothing_yet};
+    r->cancelled |= r->o->progress && r->o->progress(r->o->progress_context, &nothing_yet) != 0;
+    return r->cancelled;
+}
+
+static dpi_status open_source(run *r, size_t at, const char *spec, dpi_error *error)
+{
+    int fd = -1;
+    dpi_status status = DPI_OK;
+    if (source_is_stdin(spec) && r->stdin_taken)
+        return error_set(error, DPI_E_ARGUMENT, "standard input can be the source of one input only");
+    if (source_is_stdin(spec)) {
+        r->stdin_taken = true;
+        status = spool_read(STDIN_FILENO, stop_asked, r, &fd, r->stdin_content, error);
+    }
+    source_options options = {.want = &r->s->sig.inputs[at], .preprocess = r->o->preprocess};
+    if (!status)
+        status = fd >= 0 ? source_open(spec, fd, &r->sources[at], error)
+                         : source_open_for(spec, &options, &r->sources[at], error);
+    if (fd >= 0)
+        close(fd);
+    if (!status && source_warning(r->sources[at]))
+        log_warning(&r->s->log, "%s", source_warning(r->sources[at]));
+    return status ? status : check_source(r, at, error);
+}
+
+static bool is_free(const run *r, size_t i) { return !r->s->is_broadcast[i] && !r->sources[i]; }
+
+/* A source that no input is named for: the next free one; of an archive, every free input whose name a member has, or
+ * the next free one where it has one member alone. */
+static dpi_status open_unnamed(run *r, const char *spec, dpi_error *error)
+{
+    size_t inputs = r->s->sig.input_count, opened = 0;
+    dpi_status status = DPI_OK;
+    for (int by_name = 1; by_name >= 0 && !status && !opened; by_name--)
+        for (size_t i = 0; i < inputs && !status && (by_name || !opened); i++) {
+            char *one = NULL;
+            if (!is_free(r, i))
+                continue;
+            status = source_member_for(spec, r->s->sig.inputs[i].name, &one, error);
+            if (!status && one && (strcmp(one, spec) != 0) == by_name) {
+                status = open_source(r, i, one, error);
+                opened++;
+            }
+            free(one);
+        }
+    if (status || opened)
+        return status;
+    source *any = NULL; /* why an archive fits none; anything else finds no input left */
+    status = text_ends_with(spec, ".npz") ? source_open(spec, -1, &any, error) : DPI_OK;
+    source_close(any);
+    return status
+               ? status
+               : error_set(error, DPI_E_ARGUMENT, "the source %s is for no input, or for one that has another", spec);
+}
+
+static dpi_status open_named(run *r, size_t at, const char *spec, dpi_error *error)
+{
+    char *one = NULL;
+    if (!is_free(r, at))
+        return error_set(error, DPI_E_ARGUMENT, "the source %s is for no input, or for one that has another", spec);
+    dpi_status status = source_member_for(spec, r->s->sig.inputs[at].name, &one, error);
+    if (!status)
+        status = open_source(r, at, one ? one : spec, error);
+    free(one);
+    return status;
+}
+
+/* All sources are there and have the same rows. */
+static dpi_status check_sources(run *r, uint64_t *total, dpi_error *error)
+{
+    const dpi_session *s = r->s;
+    const source *first = NULL;
+    size_t count = 0;
+    for (size_t i = 0; i < s->sig.input_count; i++) {
+        if (!r->sources[i])
+            continue;
+        if (first && source_rows(first) != source_rows(r->sources[i]))
+            return error_set(error, DPI_E_DATA, "%s has %llu rows and %s has %llu", source_spec(first),
+                             (unsigned long long)source_rows(first), source_spec(r->sources[i]),
+                             (unsigned long long)source_rows(r->sources[i]));
+        first = first ? first : r->sources[i];
+        memcpy(r->in[i], source_port(r->sources[i])->shape, sizeof r->in[i]);
+        count++;
+    }
+    if (count != s->batch_input_count)
+        return error_set(error, DPI_E_ARGUMENT, "the model takes %zu inputs and %zu sources were given",
+                         s->batch_input_count, count);
+    *total = first ? source_rows(first) : 0;
+    return DPI_OK;
+}
+
 static dpi_status open_sources(run *r, dpi_error *error)
 {
     dpi_session *s = r->s;
-    if (r->o->input_count != s->batch_input_count)
-        return error_set(error, DPI_E_ARGUMENT, "the model takes %zu inputs and %zu sources were given",
-                         s->batch_input_count, r->o->input_count);
-    const source *first = NULL;
-    for (size_t i = 0; i < r->o->input_count; i++) {
-        const char *spec;
-        int at = match_port(s->sig.inputs, s->sig.input_count, s->is_broadcast, (void *const *)r->sources,
-                            r->o->inputs[i], &spec);
-        if (at < 0 || s->is_broadcast[at] || r->sources[at])
-            return error_set(error, DPI_E_ARGUMENT, "the source %s is for no input, or for one that has another",
-                             r->o->inputs[i]);
-        source_options options = {.want = &s->sig.inputs[at], .preprocess = r->o->preprocess};
-        dpi_status status = source_open_for(spec, &options, &r->sources[at], error);
-        if (!status && source_warning(r->sources[at]))
-            log_warning(&s->log, "%s", source_warning(r->sources[at]));
-        if (!status)
-            status = check_source(r, (size_t)at, error);
-        if (status)
-            return status;
-        if (first && source_rows(first) != source_rows(r->sources[at]))
-            return error_set(error, DPI_E_DATA, "%s has %llu rows and %s has %llu", source_spec(first),
-                             (unsigned long long)source_rows(first), spec,
-                             (unsigned long long)source_rows(r->sources[at]));
-        first = first ? first : r->sources[at];
-        memcpy(r->in[at], source_port(r->sources[at])->shape, sizeof r->in[at]);
+    uint64_t total = 0;
+    dpi_status status = DPI_OK;
+    for (size_t i = 0; i < r->o->input_count && !status; i++) {
+        const char *text = r->o->inputs[i], *spec;
+        int at = match_port(s->sig.inputs, s->sig.input_count, s->is_broadcast, (void *const *)r->sources, text, &spec);
+        if (at < 0)
+            return error_set(error, DPI_E_ARGUMENT, "the source %s is for no input, or for one that has another", text);
+        status = spec == text ? open_unnamed(r, spec, error) : open_named(r, (size_t)at, spec, error);
     }
-    uint64_t total = source_rows(first), end = r->o->row_end ? r->o->row_end : total;
+    if (!status)
+        status = check_sources(r, &total, error);
+    if (status)
+        return status;
+    uint64_t end = r->o->row_end ? r->o->row_end : total;
     if (r->o->row_begin > end || end > total)
-        return error_set(error, DPI_E_ARGUMENT, "rows %llu:%llu were asked for and %s has %llu",
-                         (unsigned long long)r->o->row_begin, (unsigned long long)end, source_spec(first),
-                         (unsigned long long)total);
+        return error_set(error, DPI_E_ARGUMENT, "rows %llu:%llu were asked for and the sources have %llu",
+                         (unsigned long long)r->o->row_begin, (unsigned long long)end, (unsigned long long)total);
     r->first_row = r->o->row_begin;
     r->rows = end - r->o->row_begin;
     return DPI_OK;
 }
 
-static dpi_status open_sinks(run *r, dpi_error *error)
+/* Which sink each output has; an archive that no output is named for takes all that no other sink has. */
+static dpi_status match_sinks(const run *r, const char *specs[PORT_MAX], dpi_error *error)
 {
-    dpi_session *s = r->s;
-    const char *specs[PORT_MAX] = {NULL};
+    const dpi_session *s = r->s;
+    const char *archive = NULL;
     for (size_t i = 0; i < r->o->output_count; i++) {
-        const char *spec;
-        int at = match_port(s->sig.outputs, s->sig.output_count, NULL, (void *const *)specs, r->o->outputs[i], &spec);
+        const char *spec, *text = r->o->outputs[i];
+        int at = match_port(s->sig.outputs, s->sig.output_count, NULL, (void *const *)specs, text, &spec);
         if (at < 0 || specs[at])
-            return error_set(error, DPI_E_ARGUMENT, "the sink %s is for no output, or for one that has another",
-                             r->o->outputs[i]);
+            return error_set(error, DPI_E_ARGUMENT, "the sink %s is for no output, or for one that has another", text);
         specs[at] = spec;
+        if (!archive && spec == text && text_ends_with(spec, ".npz"))
+            archive = spec;
     }
-    for (size_t o = 0; o < s->sig.output_count; o++)
-        for (size_t p = 0; specs[o] && p < o; p++)
-            if (specs[p] && strcmp(specs[p], specs[o]) == 0 && strcmp(specs[o], "none") != 0)
-                return error_set(error, DPI_E_ARGUMENT, "%s is named as the sink of two outputs", specs[o]);
     for (size_t o = 0; o < s->sig.output_count; o++) {
-        port output = s->sig.outputs[o];
-        memcpy(output.shape, r->out[o], sizeof output.shape);
-        output.shape[0] = (int64_t)r->rows;
-        sink_options options = {.output = &output,
-                                .rows = r->rows,
-                                .top = r->o->top,
-                                .labels_path = r->o->labels_path,
-                                .no_overwrite = r->o->no_overwrite};
-        dpi_status status = sink_open(specs[o] ? specs[o] : "none", &options, &r->sinks[o], error);
-        if (status)
-            return status;
-        for (size_t i = 0; i < s->sig.input_count; i++)
-            if (r->sources[i] && source_fd(r->sources[i]) >= 0 && sink_same_file(r->sinks[o], source_fd(r->sources[i])))
-                return error_set(error, DPI_E_ARGUMENT, "%s is a source of this run; write the results to another file",
-                                 specs[o]);
-        r->record_bytes[o] = sink_record_bytes(r->sinks[o]);
-        r->has_csv |= sink_kind_of(r->sinks[o]) == SINK_CSV;
+        specs[o] = specs[o] ? specs[o] : archive ? archive : "none";
+        for (size_t p = 0; p < o; p++)
+            if (strcmp(specs[p], specs[o]) == 0 && strcmp(specs[o], "none") != 0 && !text_ends_with(specs[o], ".npz"))
+                return error_set(error, DPI_E_ARGUMENT, "%s is named as the sink of two outputs", specs[o]);
     }
     return DPI_OK;
+}
+
+static const source *source_with_names(const run *r)
+{
+    char name[SOURCE_NAME_SIZE];
+    for (size_t i = 0; i < r->s->sig.input_count; i++)
+        if (r->sources[i] && source_rows(r->sources[i]) && source_row_name(r->sources[i], 0, name))
+            return r->sources[i];
+    return NULL;
+}
+
+static dpi_status open_sink(run *r, const char *const *specs, size_t o, dpi_error *error)
+{
+    const dpi_session *s = r->s;
+    port output = s->sig.outputs[o];
+    memcpy(output.shape, r->out[o], sizeof output.shape);
+    output.shape[0] = (int64_t)r->rows;
+    sink_options options = {.output = &output,
+                            .rows = r->rows,
+                            .top = r->o->top,
+                            .labels_path = r->o->labels_path,
+                            .names = source_with_names(r),
+                            .no_overwrite = r->o->no_overwrite};
+    for (size_t p = 0; p < o; p++)
+        if (strcmp(specs[p], specs[o]) == 0 && sink_has_file(r->sinks[p]))
+            return sink_join(r->sinks[p], &options, &r->sinks[o], error);
+    dpi_status status = sink_open(specs[o], &options, &r->sinks[o], error);
+    for (size_t i = 0; i < s->sig.input_count && !status; i++)
+        if (r->sources[i] && source_file_fd(r->sources[i]) >= 0 &&
+            sink_same_file(r->sinks[o], source_file_fd(r->sources[i])))
+            status = error_set(error, DPI_E_ARGUMENT, "%s is a source of this run; write the results to another file",
+                               specs[o]);
+    return status;
+}
+
+static dpi_status open_sinks(run *r, dpi_error *error)
+{
+    const char *specs[PORT_MAX] = {NULL};
+    dpi_status status = match_sinks(r, specs, error);
+    for (size_t o = 0; o < r->s->sig.output_count && !status; o++) {
+        status = open_sink(r, specs, o, error);
+        if (status)
+            break;
+        r->record_bytes[o] = sink_record_bytes(r->sinks[o]);
+        r->has_text |= sink_is_text(r->sinks[o]);
+    }
+    return status;
 }
 
 /* ---- telling the workers ---------------------------------------------------------------------------------------- */
@@ -155,15 +272,14 @@ static dpi_status tell_workers(run *r, dpi_error *error)
     for (size_t i = 0; i < s->sig.input_count; i++) {
         json_t *one = json_object();
         if (r->sources[i]) {
-            json_object_set_new(one, "spec", json_string(source_spec(r->sources[i])));
+            json_object_set_new(one, "spec", json_string(source_worker_spec(r->sources[i])));
             json_object_set_new(one, "dear", json_boolean(source_is_dear(r->sources[i])));
             add_fd(one, source_fd(r->sources[i]), fds, &fd_count);
         }
         json_array_append_new(sources, one);
     }
     for (size_t o = 0; o < s->sig.output_count; o++) {
-        json_t *one = json_pack("{s:i, s:I, s:i, s:s}", "kind", (int)sink_kind_of(r->sinks[o]), "data_offset",
-                                (json_int_t)sink_data_offset(r->sinks[o]), "top",
+        json_t *one = json_pack("{s:I, s:i, s:s}", "data_offset", (json_int_t)sink_data_offset(r->sinks[o]), "top",
                                 (int)(r->record_bytes[o] / sizeof(sink_top)), "name", sink_spec(r->sinks[o]));
         if (one)
             add_fd(one, sink_fd(r->sinks[o]), fds, &fd_count);
@@ -332,11 +448,11 @@ static dpi_status finish_chunk(run *r, dpi_error *error)
     }
     r->bad_rows |= waited == DPI_BAD_ROWS;
     waited = waited == DPI_BAD_ROWS ? DPI_OK : waited;
-    if (!waited && !status && r->has_csv)
+    if (!waited && !status && r->has_text)
         status = format_up_to(r, chunk, chunk->at + chunk->rows, error);
-    if (!waited && r->has_csv)
+    if (!waited && r->has_text)
         batch_release(r->s, chunk->ticket, NULL);
-    if (!waited && !status && !r->has_csv && r->lead >= 0)
+    if (!waited && !status && !r->has_text && r->lead >= 0)
         status = run_note_done(r, chunk->at, chunk->at + chunk->rows, error);
     if (waited)
         run_note_chunk(r, chunk, &later);
@@ -387,6 +503,17 @@ static dpi_status copy_done(run *r, dpi_error *error)
     return DPI_OK;
 }
 
+/* Tells whoever looks (watch.h); 0 rows: it is over. */
+static void show_run(const run *r, uint64_t rows)
+{
+    board *b = &r->s->control->board;
+    uint64_t base = 0;
+    for (size_t w = 0; rows && w < r->s->count; w++)
+        base += r->base_rows[w];
+    atomic_store_explicit(&b->run_base, base - r->resumed_rows, memory_order_relaxed);
+    atomic_store_explicit(&b->run_rows, rows, memory_order_relaxed);
+}
+
 static dpi_status run_all(run *r, dpi_error *error)
 {
     dpi_status status = open_sources(r, error);
@@ -399,7 +526,7 @@ static dpi_status run_all(run *r, dpi_error *error)
     if (status)
         return status;
     uint64_t slices =
-        r->has_csv && CHUNK_RECORDS / r->s->max_rows < CHUNK_SLICES ? CHUNK_RECORDS / r->s->max_rows : CHUNK_SLICES;
+        r->has_text && CHUNK_RECORDS / r->s->max_rows < CHUNK_SLICES ? CHUNK_RECORDS / r->s->max_rows : CHUNK_SLICES;
     r->chunk_rows = (slices ? slices : 1) * r->s->max_rows;
     r->base_rows = calloc(LAYOUT_WORKERS, sizeof *r->base_rows); /* devices may be added */
     r->worker_rows = calloc(LAYOUT_WORKERS, sizeof *r->worker_rows);
@@ -407,6 +534,7 @@ static dpi_status run_all(run *r, dpi_error *error)
         return error_set(error, DPI_E_SYSTEM, "out of memory");
     for (size_t w = 0; w < r->s->count; w++)
         r->base_rows[w] = atomic_load(&r->s->workers[w].page->rows);
+    show_run(r, r->rows);
     if (r->resumed_rows)
         show_progress(r, true);
     if (r->rows > r->resumed_rows) {
@@ -453,6 +581,7 @@ dpi_status session_run(dpi_session *s, const dpi_run_options *options, dpi_run_r
             result->seconds = (double)(clock_now_ns() - r->began_ns) * 1e-9;
             result->resumed_rows = r->resumed_rows;
         }
+        show_run(r, 0);
         run_close_sinks(r, status, error);
         pthread_mutex_lock(&s->lock);
         batch_free_bad_rows(s->run_bad, s->run_bad_rows);

@@ -2,6 +2,7 @@
 #ifndef DPI_RUNTIME_RUN_H
 #define DPI_RUNTIME_RUN_H
 
+#include "base/hash.h"
 #include "data/journal.h"
 #include "data/sink.h"
 #include "data/source.h"
@@ -25,16 +26,18 @@ typedef struct run {
     sink *sinks[PORT_MAX];
     int64_t in[PORT_MAX][DPI_MAX_RANK], out[PORT_MAX][DPI_MAX_RANK];
     size_t record_bytes[PORT_MAX];
+    char stdin_content[HASH_HEX_SIZE]; /* the hash of what was read from a pipe; "" where none was */
+    bool stdin_taken;
     uint64_t first_row, rows, chunk_rows;
     uint32_t job;
-    bool has_csv;
+    bool has_text;
     int64_t began_ns, shown_ns, written_back_ns;
     uint64_t *base_rows, *worker_rows; /* rows of each worker before the run, and since */
     bool cancelled, bad_rows;
 
     run_chunk chunks[CHUNKS_IN_FLIGHT]; /* a ring, in order of rows */
     size_t head, in_flight;
-    uint64_t formatted; /* rows of .csv sinks that are formatted: all before it */
+    uint64_t formatted; /* rows of text sinks that are formatted: all before it */
 
     /* ---- run_journal.c ---- */
     journal *journals[PORT_MAX]; /* one for each sink with a file; the first is the one with the records */
@@ -67,7 +70,7 @@ dpi_status run_record(run *r, bool now, dpi_error *error);
 dpi_status run_finish_sinks(run *r, dpi_error *error);
 /* Closes sinks and journals; keeps them where the same command can go on, and says so in `error`. */
 void run_close_sinks(run *r, dpi_status status, dpi_error *error);
-/* Formats the leading finished rows of the first chunk in flight for .csv sinks. run.c */
+/* Formats the leading finished rows of the first chunk in flight for text sinks. run.c */
 dpi_status run_format(run *r, dpi_error *error);
 
 /* ---- batch_done.c ---- */

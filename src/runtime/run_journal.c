@@ -16,7 +16,7 @@
 #define RECORD_MS    1000
 #define RECORD_SHARE 5 /* of the time at most one part in so many goes into records */
 
-static bool has_file(const run *r, size_t o) { return r->sinks[o] && sink_kind_of(r->sinks[o]) != SINK_NONE; }
+static bool has_file(const run *r, size_t o) { return r->sinks[o] && sink_has_file(r->sinks[o]); }
 
 /* ---- facts ------------------------------------------------------------------------------------------------------ */
 
@@ -78,7 +78,7 @@ static void add_sink_fact(run *r, size_t o)
     char key[PORT_NAME_SIZE + 40], folder[PATH_MAX], shape[SHAPE_TEXT_SIZE];
     const char *spec = r->sinks[o] ? sink_spec(r->sinks[o]) : "none", *slash = strrchr(spec, '/');
     char *copy = slash ? strndup(spec, slash == spec ? 1 : (size_t)(slash - spec)) : strdup(".");
-    const char *place = copy && has_file(r, o) && realpath(copy, folder) ? folder : "";
+    const char *place = copy && strcmp(spec, "none") != 0 && realpath(copy, folder) ? folder : "";
     free(copy);
     snprintf(key, sizeof key, "the output %s", r->s->sig.outputs[o].name);
     journal_fact(&r->facts, key, "%s%s%s, %s %s", place, *place ? "/" : "", slash && *place ? slash + 1 : spec,
@@ -86,29 +86,35 @@ static void add_sink_fact(run *r, size_t o)
                  shape_text(r->out[o] + 1, r->s->sig.outputs[o].rank ? r->s->sig.outputs[o].rank - 1 : 0, shape));
 }
 
-static dpi_status gather_facts(run *r, dpi_error *error)
+static void add_source_fact(run *r, size_t i)
 {
     char key[PORT_NAME_SIZE + 40];
+    const source *s = r->sources[i];
+    snprintf(key, sizeof key, "the source of %s", r->s->sig.inputs[i].name);
+    if (source_is_stdin(source_spec(s)) && r->stdin_content[0])
+        journal_fact(&r->facts, key, "%s, content %s", source_spec(s), r->stdin_content);
+    else if (source_fact(s))
+        journal_fact(&r->facts, key, "%s", source_fact(s));
+    else if (source_file_fd(s) >= 0)
+        add_file_fact(r, key, source_file_fd(s), source_spec(s));
+    else
+        journal_fact(&r->facts, key, "%s", source_spec(s));
+}
+
+static dpi_status gather_facts(run *r, dpi_error *error)
+{
     journal_fact(&r->facts, "dpinfer's version", "%s", dpi_version());
     add_engine_facts(r);
-    for (size_t i = 0; i < r->s->sig.input_count; i++) {
-        if (!r->sources[i])
-            continue;
-        snprintf(key, sizeof key, "the source of %s", r->s->sig.inputs[i].name);
-        if (source_fact(r->sources[i]))
-            journal_fact(&r->facts, key, "%s", source_fact(r->sources[i]));
-        else if (source_fd(r->sources[i]) >= 0)
-            add_file_fact(r, key, source_fd(r->sources[i]), source_spec(r->sources[i]));
-        else
-            journal_fact(&r->facts, key, "%s", source_spec(r->sources[i]));
-    }
+    for (size_t i = 0; i < r->s->sig.input_count; i++)
+        if (r->sources[i])
+            add_source_fact(r, i);
     journal_fact(&r->facts, "the range of rows (--rows)", "%llu:%llu", (unsigned long long)r->first_row,
                  (unsigned long long)(r->first_row + r->rows));
     for (size_t o = 0; o < r->s->sig.output_count; o++)
         add_sink_fact(r, o);
-    if (r->has_csv)
+    if (r->has_text)
         journal_fact(&r->facts, "the number of classes (--top)", "%zu", r->o->top ? r->o->top : 1);
-    if (r->has_csv && r->o->labels_path)
+    if (r->has_text && r->o->labels_path)
         add_file_fact(r, "the labels (--labels)", -1, r->o->labels_path);
     return r->facts.failed ? error_set(error, DPI_E_SYSTEM, "out of memory") : DPI_OK;
 }
@@ -220,8 +226,8 @@ static dpi_status go_on(run *r, dpi_error *error)
         return adopt_all(r, marks, count, error);
     const row_set *done = journal_done(lead);
     /* Text is written in order: what stands in it is the first range. */
-    if (r->has_csv && (done->count > 1 || (done->count == 1 && done->items[0].begin != 0)))
-        return error_set(error, DPI_E_DATA, "%s does not fit a .csv file; --restart begins anew", journal_path(lead));
+    if (r->has_text && (done->count > 1 || (done->count == 1 && done->items[0].begin != 0)))
+        return error_set(error, DPI_E_DATA, "%s does not fit a text file; --restart begins anew", journal_path(lead));
     for (size_t i = 0; i < done->count; i++)
         if (!row_set_append(&r->done, done->items[i].begin, done->items[i].end))
             return error_set(error, DPI_E_SYSTEM, "out of memory");
@@ -233,7 +239,7 @@ static dpi_status go_on(run *r, dpi_error *error)
         if (r->journals[o])
             status = journal_go_on(r->journals[o], error);
     r->resumed_rows = r->recorded_rows = status ? 0 : row_set_rows(&r->done);
-    r->formatted = r->has_csv ? r->resumed_rows : 0;
+    r->formatted = r->has_text ? r->resumed_rows : 0;
     r->started = r->resumed_rows > 0;
     return status;
 }
@@ -355,7 +361,7 @@ dpi_status run_note_chunk(run *r, const run_chunk *chunk, dpi_error *error)
 {
     look l = {.r = r, .chunk = chunk};
     uint64_t slices = (chunk->rows + r->s->max_rows - 1) / r->s->max_rows;
-    if (r->lead >= 0 && !r->has_csv)
+    if (r->lead >= 0 && !r->has_text)
         batch_done_slices(r->s, chunk->slot, chunk->sequence, (uint32_t)slices, note_slices, &l, NULL);
     return l.failed ? error_set(error, DPI_E_SYSTEM, "out of memory") : DPI_OK;
 }
@@ -410,7 +416,7 @@ static dpi_status record(run *r, dpi_error *error)
 {
     uint64_t text[PORT_MAX] = {0};
     dpi_status status = DPI_OK;
-    if (r->has_csv) {
+    if (r->has_text) {
         r->fresh.count = 0;
         status = run_format(r, error);
         if (!status)
@@ -480,6 +486,10 @@ dpi_status run_finish_sinks(run *r, dpi_error *error)
     dpi_status status = DPI_OK;
     for (size_t o = 0; o < r->s->sig.output_count; o++)
         files += has_file(r, o);
+    for (size_t o = 0; o < r->s->sig.output_count && !r->sealed && !status; o++)
+        status = sink_complete(r->sinks[o], error);
+    if (status)
+        return status;
     bool kept = r->lead >= 0 && (journal_is_written(r->journals[r->lead]) || files > 1);
     if (kept && !r->sealed)
         status = seal(r, error);

@@ -7,6 +7,7 @@
 #include "runtime/gpus.h"
 #include "runtime/probe.h"
 #include "runtime/recovery.h"
+#include "runtime/tracer.h"
 
 #include "dpi_build.h"
 
@@ -271,6 +272,17 @@ static dpi_status keep_shares(dpi_session *s, const dpi_options *o, dpi_error *e
 
 /* ---- making ----------------------------------------------------------------------------------------------------- */
 
+static void fill_board(dpi_session *s, const dpi_options *o)
+{
+    board *b = &s->control->board;
+    struct stat info;
+    const char *slash = o->model_path ? strrchr(o->model_path, '/') : NULL;
+    b->pid = (uint32_t)getpid();
+    b->opened_ns = clock_now_ns();
+    b->outputs_inode = fstat(arena_fd(s->outputs), &info) == 0 ? info.st_ino : 0;
+    snprintf(b->model, sizeof b->model, "%s", slash ? slash + 1 : o->model_path ? o->model_path : "(in memory)");
+}
+
 static dpi_status make_memory(dpi_session *s, const dpi_options *o, uint64_t machine_bytes, dpi_error *error)
 {
     uint64_t max = o->arena_max_bytes ? o->arena_max_bytes : machine_bytes;
@@ -291,6 +303,7 @@ static dpi_status make_memory(dpi_session *s, const dpi_options *o, uint64_t mac
     s->control->input_max_bytes = arena_max(s->inputs);
     s->control->output_max_bytes = arena_max(s->outputs);
     s->control->on_bad_row = (uint32_t)s->on_bad_row;
+    fill_board(s, o);
     s->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (s->event_fd < 0)
         return error_set_errno(error, DPI_E_SYSTEM, errno, "cannot make an event descriptor");
@@ -526,6 +539,12 @@ static dpi_status adopt_reports(dpi_session *s, dpi_error *error)
     return s->planner ? DPI_OK : error_set(error, DPI_E_SYSTEM, "out of memory");
 }
 
+static dpi_status start_tracer(dpi_session *s, const dpi_options *o, dpi_error *error)
+{
+    dpi_status status = o->trace_path ? tracer_open(s, o->trace_path, &s->tracer, error) : DPI_OK;
+    return status || !s->tracer ? status : tracer_start(s->tracer, error);
+}
+
 static dpi_status open_with(const backend *chosen, const dpi_options *o, const char *format, const topology *machine,
                             dpi_session **out, dpi_error *error)
 {
@@ -544,6 +563,8 @@ static dpi_status open_with(const backend *chosen, const dpi_options *o, const c
     pthread_mutex_init(&s->ask_lock, NULL);
     pthread_mutex_init(&s->event_lock, NULL);
     dpi_status status = prepare(s, o, format, machine, error);
+    if (!status)
+        status = start_tracer(s, o, error);
     if (!status)
         status = supervisor_start(s, error);
     if (!status)
@@ -646,10 +667,11 @@ void session_close(dpi_session *s)
         arena_abandon(s->outputs);
         for (size_t w = 0; w < s->seats; w++)
             if (s->workers[w].page)
-                munmap(s->workers[w].page, PAGE_BYTES);
+                munmap(s->workers[w].page, s->workers[w].page_bytes);
         return;
     }
     supervisor_stop(s);
+    tracer_close(s->tracer);
     recovery_close(s);
     batch_free_all(s);
     session_end_job(s, 0);
@@ -659,7 +681,7 @@ void session_close(dpi_session *s)
         json_decref(k->reply);
         free(k->last_death);
         if (k->page)
-            munmap(k->page, PAGE_BYTES);
+            munmap(k->page, k->page_bytes);
         int fds[] = {k->socket, k->page_fd, k->log_pipe};
         for (size_t i = 0; i < 3; i++)
             if (fds[i] >= 0)

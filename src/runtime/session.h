@@ -68,7 +68,9 @@ typedef struct session_worker {
     /* set up before the worker starts, then constant */
     int page_fd;
     worker_page *page; /* one after another all its generations write to it */
-    pthread_t thread;  /* isolation=thread */
+    size_t page_bytes;
+    trace_ring *_Atomic trace; /* behind it; NULL: there is no page yet, or no trace. Pairs with look() in tracer.c */
+    pthread_t thread;          /* isolation=thread */
     bool thread_runs;
     worker *in_process;
 
@@ -118,6 +120,7 @@ typedef struct session_change {
 } session_change;
 
 typedef struct recovery recovery; /* recovery.c */
+typedef struct tracer tracer;     /* tracer.c */
 
 typedef enum session_state { SESSION_OPENING, SESSION_OPEN, SESSION_FAILED } session_state;
 
@@ -149,6 +152,7 @@ struct dpi_session {
     dpi_event_fn event;
     void *event_context;
     pthread_mutex_t event_lock;                   /* one event at a time; taken last */
+    tracer *tracer;                               /* NULL: there is no trace */
     struct stat program_identity, model_identity; /* of the files that a restart must find unchanged */
     dpi_isolation isolation;
     _Atomic uint32_t *fork_guard; /* 1; a page that a forked child finds wiped */

@@ -47,6 +47,23 @@ void session_describe(dpi_session *s, dpi_description *d)
     pthread_mutex_unlock(&s->lock);
 }
 
+/* The q-th quantile of all workers' slices, from what they counted. */
+static double latency_ms(const dpi_session *s, double q)
+{
+    uint64_t counts[PAGE_LATENCIES] = {0}, total = 0, below = 0;
+    for (size_t w = 0; w < s->count; w++)
+        for (unsigned i = 0; i < PAGE_LATENCIES; i++)
+            counts[i] += atomic_load_explicit(&s->workers[w].page->latencies[i], memory_order_relaxed);
+    for (unsigned i = 0; i < PAGE_LATENCIES; i++)
+        total += counts[i];
+    for (unsigned i = 0; i < PAGE_LATENCIES; i++) {
+        below += counts[i];
+        if (counts[i] && (double)below >= q * (double)total)
+            return latency_of_bucket(i) * 1e-6;
+    }
+    return 0;
+}
+
 void session_stats(dpi_session *s, dpi_stats_data *d)
 {
     pthread_mutex_lock(&s->lock);
@@ -58,6 +75,9 @@ void session_stats(dpi_session *s, dpi_stats_data *d)
     d->copied_in_bytes = __atomic_load_n(&s->copied_in_bytes, __ATOMIC_RELAXED);
     d->copied_out_bytes = __atomic_load_n(&s->copied_out_bytes, __ATOMIC_RELAXED);
     d->wake_ns = s->wake_ns;
+    d->slice_p50_ms = latency_ms(s, 0.5);
+    d->slice_p90_ms = latency_ms(s, 0.9);
+    d->slice_p99_ms = latency_ms(s, 0.99);
     d->deaths = s->deaths;
     d->replayed_slices = s->replayed;
     d->bad_rows = s->bad_rows;

@@ -197,6 +197,7 @@ void supervisor_removed(dpi_session *s, size_t w)
     pthread_mutex_lock(&s->lock);
     s->retired -= s->workers[w].device == DEVICE_GIVEN_UP;
     s->workers[w].device = DEVICE_REMOVED;
+    atomic_store_explicit(&s->control->board.workers[w].in_use, 0, memory_order_relaxed);
     s->workers[w].state = WORKER_RETIRED;
     for (size_t i = 0; i < s->count; i++)
         used[i] = s->workers[i].device != DEVICE_REMOVED;

@@ -199,6 +199,7 @@ void supervisor_retire(dpi_session *s, size_t w, const char *reason)
     pthread_mutex_lock(&s->lock);
     s->workers[w].state = WORKER_RETIRED;
     s->workers[w].device = DEVICE_GIVEN_UP;
+    atomic_store_explicit(&s->control->board.workers[w].in_use, 0, memory_order_relaxed);
     s->retired++;
     if (s->planner) /* there is none while the session opens */
         planner_enable(s->planner, w, false);

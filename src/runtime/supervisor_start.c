@@ -30,6 +30,7 @@ static dpi_status start_thread(dpi_session *s, size_t w, int socket, dpi_error *
     in->inputs = arena_at(s->inputs, 0);
     in->outputs = arena_at(s->outputs, 0);
     in->page = k->page;
+    in->trace = k->trace;
     in->socket = socket;
     in->event_fd = s->event_fd;
     in->model_fd = s->model_fd;
@@ -77,7 +78,7 @@ static dpi_status start_process(dpi_session *s, size_t w, int socket, dpi_error 
 
 /* One page for all generations of a worker: those before are dead, its counters go on, and why a slice has failed is
  * still to be read by whoever waits for that batch. */
-static dpi_status make_page(session_worker *k, dpi_error *error)
+static dpi_status make_page(const dpi_session *s, session_worker *k, dpi_error *error)
 {
     if (k->page) {
         atomic_store(&k->page->stage, 0);
@@ -88,13 +89,17 @@ static dpi_status make_page(session_worker *k, dpi_error *error)
         return DPI_OK;
     }
     k->page_fd = memfd_create("dpinfer-page", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (k->page_fd < 0 || ftruncate(k->page_fd, PAGE_BYTES) != 0)
+    k->page_bytes = s->tracer ? PAGE_BYTES + sizeof(trace_ring) : PAGE_BYTES;
+    if (k->page_fd < 0 || ftruncate(k->page_fd, (off_t)k->page_bytes) != 0)
         return error_set_errno(error, DPI_E_SYSTEM, errno, "cannot make a worker's page");
-    void *page = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, k->page_fd, 0);
+    void *page = mmap(NULL, k->page_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, k->page_fd, 0);
     fcntl(k->page_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
     if (page == MAP_FAILED)
         return error_set_errno(error, DPI_E_SYSTEM, errno, "cannot map a worker's page");
     k->page = page;
+    if (s->tracer)
+        atomic_store_explicit(&k->trace, (trace_ring *)(void *)((unsigned char *)page + PAGE_BYTES),
+                              memory_order_release);
     return DPI_OK;
 }
 
@@ -105,15 +110,33 @@ void supervisor_set_up(session_worker *k)
     k->ended = true;
 }
 
+/* Tells whoever looks (watch.h). */
+static void show_start(dpi_session *s, size_t w)
+{
+    board *b = &s->control->board;
+    board_worker *to = &b->workers[w];
+    struct stat info;
+    if (!atomic_load_explicit(&to->page_inode, memory_order_relaxed)) {
+        snprintf(to->device, sizeof to->device, "%.63s", s->devices.items[w].name);
+        if (fstat(s->workers[w].page_fd, &info) == 0) /* pairs with look_at_board */
+            atomic_store_explicit(&to->page_inode, info.st_ino, memory_order_release);
+    }
+    atomic_fetch_add_explicit(&to->starts, 1, memory_order_relaxed);
+    atomic_store_explicit(&to->in_use, 1, memory_order_relaxed);
+    if (atomic_load_explicit(&b->worker_count, memory_order_relaxed) <= w)
+        atomic_store_explicit(&b->worker_count, (uint32_t)w + 1, memory_order_release);
+}
+
 dpi_status supervisor_start_worker(dpi_session *s, size_t w, dpi_error *error)
 {
     session_worker *k = &s->workers[w];
     int pair[2];
-    dpi_status status = make_page(k, error);
+    dpi_status status = make_page(s, k, error);
     if (!status)
         status = channel_pair(pair, error);
     if (status)
         return status;
+    show_start(s, w);
     pthread_mutex_lock(&s->lock);
     k->socket = pair[0];
     k->generation++;

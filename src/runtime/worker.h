@@ -9,6 +9,7 @@
 #include "ipc/channel.h"
 #include "ipc/claim.h"
 #include "ipc/layout.h"
+#include "ipc/trace_ring.h"
 #include "runtime/setup.h"
 
 #include <pthread.h>
@@ -38,7 +39,7 @@ typedef struct flight {
     backend_call call;
     backend_array inputs[PORT_MAX], outputs[PORT_MAX];
     scratch in[PORT_MAX], out[PORT_MAX];
-    int64_t started_ns, loaded_ns;
+    int64_t waited_from_ns, started_ns, loaded_ns; /* the first: 0 where it did not wait before */
     bool new_shape;
     /* Of a run: */
     const worker_job *job;
@@ -64,6 +65,7 @@ typedef struct worker {
     const control *control;
     unsigned char *inputs, *outputs; /* the arenas; outputs begins with the claims */
     worker_page *page;
+    trace_ring *trace;                              /* NULL: nobody wants to know */
     uint64_t inputs_registered, outputs_registered; /* how far the engine was told of the arenas' memory */
     int socket, event_fd, model_fd;
     logger log;

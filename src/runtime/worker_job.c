@@ -88,7 +88,6 @@ static void open_sink(worker_job *job, const json_t *json, int *fds, size_t fd_c
 {
     job_sink *to = &job->sinks[job->sink_count++];
     const char *name = json_string_value(json_object_get(json, "name"));
-    to->kind = (sink_kind)json_integer_value(json_object_get(json, "kind"));
     to->fd = take_fd(json, fds, fd_count);
     to->data_offset = (uint64_t)json_integer_value(json_object_get(json, "data_offset"));
     to->top = (size_t)json_integer_value(json_object_get(json, "top"));
@@ -194,10 +193,10 @@ dpi_status worker_job_store(worker *w, const worker_job *job, flight *f, uint64_
         const job_sink *to = &job->sinks[i];
         const layout_array *out = &batch->outputs[i];
         dpi_status status = DPI_OK;
-        if (to->kind == SINK_NPY)
+        if (to->fd >= 0)
             status = file_write_at(to->fd, f->outputs[i].data, f->rows * out->row_bytes,
                                    to->data_offset + result_row * out->row_bytes, to->name, error);
-        else if (to->kind == SINK_CSV) {
+        else if (to->top) {
             /* Records go to the outputs arena, at the batch's own rows; the caller formats them in order. */
             port p = w->sig.outputs[i];
             p.rank = f->outputs[i].rank;

@@ -7,10 +7,9 @@
 #include "runtime/worker.h"
 
 typedef struct job_sink {
-    sink_kind kind;
-    int fd;               /* SINK_NPY */
-    uint64_t data_offset; /* SINK_NPY: of row 0 */
-    size_t top;           /* SINK_CSV */
+    int fd;               /* where rows go; -1: nowhere, or records to the arena */
+    uint64_t data_offset; /* of row 0 in it */
+    size_t top;           /* > 0: records of so many classes */
     char name[256];       /* for messages */
 } job_sink;
 

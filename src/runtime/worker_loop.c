@@ -60,14 +60,40 @@ static void note_turn(worker *w, const flight *f, backend_timing timing)
     w->turns[w->turn_count++ % WORKER_TURNS] = (int64_t)longest;
 }
 
-static void account(worker *w, const flight *f, backend_timing timing, int64_t computed_ns)
+/* What the engine computed for: what it says, or what is left of its time. */
+static int64_t compute_of(const flight *f, backend_timing timing, int64_t computed_ns)
 {
     int64_t copies = (int64_t)(timing.copy_in_ns + timing.copy_out_ns);
-    int64_t compute = timing.compute_ns ? (int64_t)timing.compute_ns : computed_ns - f->loaded_ns - copies;
+    return timing.compute_ns ? (int64_t)timing.compute_ns : computed_ns - f->loaded_ns - copies;
+}
+
+static void account(worker *w, const flight *f, backend_timing timing, int64_t computed_ns)
+{
     add(&w->page->load_ns, f->loaded_ns - f->started_ns);
     add(&w->page->copy_in_ns, (int64_t)timing.copy_in_ns);
     add(&w->page->copy_out_ns, (int64_t)timing.copy_out_ns);
-    add(&w->page->compute_ns, compute);
+    add(&w->page->compute_ns, compute_of(f, timing, computed_ns));
+}
+
+static void trace(const worker *w, const flight *f, dpi_status status, backend_timing timing, int64_t computed_ns)
+{
+    int64_t compute_ns = compute_of(f, timing, computed_ns);
+    trace_slice s = {.generation = w->generation,
+                     .slot = f->slot,
+                     .slice = f->slice,
+                     .sequence = f->sequence,
+                     .flags = (f->stolen ? TRACE_STOLEN : 0u) | (f->flags & BATCH_SHARD ? TRACE_SHARD : 0u) |
+                              (status ? TRACE_FAILED : 0u),
+                     .rows = (uint32_t)f->rows,
+                     .waited_from_ns = f->waited_from_ns,
+                     .started_ns = f->started_ns,
+                     .loaded_ns = f->loaded_ns,
+                     .computed_ns = computed_ns,
+                     .finished_ns = clock_now_ns(),
+                     .copy_in_ns = timing.copy_in_ns,
+                     .compute_ns = compute_ns > 0 ? (uint64_t)compute_ns : 0,
+                     .copy_out_ns = timing.copy_out_ns};
+    trace_write(w->trace, &s);
 }
 
 /* The engine is through with a flight (or never got it: `status`). */
@@ -82,6 +108,8 @@ static void land(worker *w, flight *f, dpi_status status, backend_timing timing,
             add(&w->page->copy_out_ns, clock_now_ns() - computed_ns);
         }
     }
+    if (w->trace)
+        trace(w, f, status, timing, computed_ns);
     f->used = false;
     flight_forget_bad(f);
     worker_finish(w, f, status, error);
@@ -105,6 +133,7 @@ static bool claim_slice(worker *w, flight *f, bool ahead, int64_t *look_again_ns
         return false;
     f->used = true;
     f->started_ns = clock_now_ns();
+    f->waited_from_ns = w->last_idle_ns;
     if (w->last_idle_ns) {
         add(&w->page->wait_ns, f->started_ns - w->last_idle_ns);
         w->last_idle_ns = 0;

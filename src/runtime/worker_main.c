@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* The caller's end of the socket closes when the caller dies, however it dies. */
@@ -40,7 +41,13 @@ static dpi_status attach(worker *w, dpi_error *error)
     w->control = c;
     w->inputs = arena_attach(WORKER_FD_INPUTS, c->input_max_bytes, false, error);
     w->outputs = w->inputs ? arena_attach(WORKER_FD_OUTPUTS, c->output_max_bytes, true, error) : NULL;
-    w->page = w->outputs ? arena_attach(WORKER_FD_PAGE, PAGE_BYTES, true, error) : NULL;
+    struct stat page;
+    bool traced = fstat(WORKER_FD_PAGE, &page) == 0 && (uint64_t)page.st_size >= PAGE_BYTES + sizeof(trace_ring);
+    w->page = w->outputs
+                  ? arena_attach(WORKER_FD_PAGE, traced ? PAGE_BYTES + sizeof(trace_ring) : PAGE_BYTES, true, error)
+                  : NULL;
+    if (w->page && traced)
+        w->trace = (trace_ring *)(void *)((unsigned char *)w->page + PAGE_BYTES);
     return w->page ? DPI_OK : DPI_E_SYSTEM;
 }
 

@@ -404,6 +404,8 @@ void worker_count(worker *w, const flight *f, int64_t now_ns)
     add(&page->slices, 1);
     add(&page->rows, f->rows);
     add(&page->stolen, f->stolen);
+    _Atomic uint32_t *latency = &page->latencies[latency_bucket(now_ns - f->started_ns)];
+    atomic_store_explicit(latency, atomic_load_explicit(latency, memory_order_relaxed) + 1, memory_order_relaxed);
     /* What the slice added: with several in flight the one before it may have ended after this one was begun. */
     int64_t before_ns = atomic_load_explicit(&page->finished_ns, memory_order_relaxed);
     int64_t began_ns = before_ns > f->started_ns ? before_ns : f->started_ns;

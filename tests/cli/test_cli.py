@@ -45,7 +45,7 @@ out = work / "out.npy"
 # What works
 run("--help", says="dpinfer run MODEL")
 run("--version", says="dpinfer 0.")
-for command in ("run", "bench", "devices", "inspect", "compile", "cache"):
+for command in ("run", "bench", "devices", "inspect", "compile", "cache", "report", "top"):
     run(command, "--help", says="dpinfer " + command)
 run("run", model, "--input", good, "--output", out, says="100 rows")
 assert out.stat().st_size > 1600
@@ -64,7 +64,7 @@ facts = json.loads(run("run", model, "--input", good, "--json").stdout)
 assert facts["rows"] == 100 and facts["session"]["bit_identical"] is True
 table = json.loads(run("bench", model, "--batch", "4,8", "--rows", "64", "--repeats", "2", "--seconds", "0.05", "--json",
                        "--devices", "sim:0,sim:1").stdout)
-assert set(table) == {"machine", "model", "backend", "engine_alone", "rows"}, set(table)
+assert set(table) == {"machine", "command", "model", "backend", "engine_alone", "rows"}, set(table)
 assert [r["mode"] for r in table["rows"]] == ["single", "split", "split-blocking", "shard"] * 2
 assert all(r["rows_per_s"] > 0 and 0 <= r["loss"]["compute"] <= 1.5 for r in table["rows"]), table["rows"]
 run("bench", model, "--batch", "4", "--rows", "64", "--repeats", "1", "--seconds", "0.05", says=["engine alone", "speed-up"])

@@ -1,4 +1,5 @@
 """Images and tars as sources of `dpinfer run`: the pixels, what is bad, what is refused, and what happens when workers die."""
+import csv
 import json
 import os
 import pathlib
@@ -177,6 +178,23 @@ def test_specs():
     check(free.shape == (6, 3, 20, 30), f"--crop of a free model gives {free.shape}")
     sized, text = rows_of("--input", "tree", "--preprocess", "none", code=3)
     check("70 x 70 pixels where 64 x 64" in text, f"none resizes: {text}")
+
+
+def test_names_in_text():
+    names = ["a.png", "b/\"2\", too.png", os.fsdecode(b"\xff.png"), "é.png"]
+    write("named", {name: png(photo(64, 64, row)) for row, name in enumerate(names)})
+    for output, words in (("n.jsonl", []), ("n.csv", []), ("n.jsonl", ["--rows", "1:3"])):
+        done = run("--input", "named", "--output", output, *words, model="m4.sim", devices="sim:0*2")
+        check(done.returncode == 0, f"{output} of images: {done.returncode} {done.stderr}")
+        text = (work / output).read_text(errors="replace")
+        if output == "n.csv":
+            lines = [(line["row"], line["name"]) for line in csv.DictReader(text.splitlines())]
+        else:
+            lines = [(str(line["row"]), line["name"]) for line in map(json.loads, text.splitlines())]
+        order = sorted(("named/" + name for name in names), key=os.fsencode)
+        want = [(str(row), name.encode(errors="replace").decode()) for row, name in enumerate(order)]
+        lines = [(row, name.replace("\ufffd", "?")) for row, name in lines]
+        check(lines == (want[1:3] if words else want), f"{output} {words}: the names are {lines}, not {want}")
 
 
 # ---- bad rows ------------------------------------------------------------------------------------------------------

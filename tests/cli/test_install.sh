@@ -35,6 +35,8 @@ cmake --build "$work/outside/build" >/dev/null
 "$work/outside/build/async_loop" "$work/m.sim" 20 | grep -q '^20 batches'
 "$work/prefix/bin/dpinfer" run "$work/m.sim" --input random:8:float32:1000 --output "$work/y.npy" --quiet
 test -s "$work/y.npy"
+"$work/prefix/bin/dpinfer" run "$work/m.sim" --input random:8:float32:1000 --quiet --json="$work/run.json"
+"$work/prefix/bin/dpinfer" report "$work/run.json" -o "$work/run.html" 2>"$work/why" && test -s "$work/run.html" || grep -q matplotlib "$work/why"
 for symbol in $(nm -D --defined-only "$work"/prefix/lib*/libdpinfer.so "$work"/prefix/lib/*/libdpinfer.so 2>/dev/null | awk 'NF == 3 {print $3}'); do
     case $symbol in dpi_* | DPINFER_0) ;; *) echo "the library exports $symbol"; exit 1 ;; esac
 done

@@ -27,6 +27,8 @@ THREE = "input x float32 N 8\noutput y float32 N 4\noutput z float32 N 2\noutput
 RUNS = {
     "npy": (ONE, ["out.npy"], [], 4500),
     "csv": (ONE, ["out.csv"], [], 4500),
+    "jsonl": (ONE, ["out.jsonl"], [], 4500),
+    "npz": (THREE, ["out.npz"], [], 4500),
     "three": (THREE, ["out-y.npy", "out-z.npy", "out-c.csv"], [], 4500),
     "short": (ONE, ["out.npy"], [], 50),
     "no-overwrite": (ONE, ["out.npy"], ["--no-overwrite"], 4500),
@@ -35,6 +37,9 @@ RUNS = {
 GOING_ON = {
     "npy goes on": ("npy", "fdatasync out.npy.journal 2"),
     "csv goes on": ("csv", "fdatasync out.csv.journal 2"),
+    "jsonl goes on": ("jsonl", "fdatasync out.jsonl.journal 2"),
+    "npz goes on": ("npz", "fdatasync out.npz.journal 2"),
+    "npz has its checksums": ("npz", "fsync out.npz.part 1"),
     "three go on": ("three", "fdatasync out-y.npy.journal 2"),
     "three are renamed": ("three", "rename out-y.npy.part 1"),
     "one is renamed": ("npy", "rename out.npy.part 1"),
@@ -207,7 +212,7 @@ def plan():
             for at in log:
                 for how in HOWS[at.split()[0]]:
                     yield name, run, earlier, whole, at, how
-        if run in ("npy", "three"):
+        if run in ("npy", "npz", "three"):
             for number in (1, 2, 1000):
                 for how in HOWS["pwrite"]:
                     yield run, run, None, whole, f"pwrite {RUNS[run][1][0]}.part {number}", how, "dpinfer-worker"
