@@ -406,6 +406,7 @@ const backend backend_sim = {
     .device_kinds = "sim",
     .threading = BACKEND_ENGINES_INDEPENDENT,
     .deterministic_rows = true,
+    .run_options = "faults", /* of generations: the engine is the same */
     .load = sim_load,
     .unload = sim_unload,
     .library_info = sim_library_info,

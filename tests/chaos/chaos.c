@@ -207,6 +207,10 @@ static void report(const tally *r, double seconds)
     printf("as planned %llu sessions did not open, %llu ended with no device left; good rows given up after three more "
            "deaths: %llu\n",
            (unsigned long long)r->unopened, (unsigned long long)r->ended, (unsigned long long)r->unlucky_rows);
+    printf("devices added: %llu, removed: %llu; changes refused: %llu, past their limit: %llu, devices that could not "
+           "start: %llu\n",
+           (unsigned long long)r->added, (unsigned long long)r->removed, (unsigned long long)r->refused,
+           (unsigned long long)r->too_late, (unsigned long long)r->not_added);
     printf("plans without their library: %llu; hangs of a slow machine: %llu; %.0f s\n", (unsigned long long)r->absent,
            (unsigned long long)r->slow_hangs, seconds);
 }

@@ -26,8 +26,8 @@ static bool is_worker_program(pid_t pid)
  * not given out again so soon. */
 static void send_one(play *y, int signal_number, uint64_t *c)
 {
-    pid_t pids[2 * PLAN_WORKERS];
-    size_t count = kit_children(pids, 2 * PLAN_WORKERS);
+    pid_t pids[2 * PLAN_SEATS];
+    size_t count = kit_children(pids, 2 * PLAN_SEATS);
     pid_t pid = count ? pids[chance_below(c, (unsigned)count)] : -1;
     if (pid < 0 || (signal_number == SIGSTOP && !is_worker_program(pid)) || kill(pid, signal_number) != 0)
         return;

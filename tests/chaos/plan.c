@@ -35,16 +35,17 @@ static void draw_fault(plan *p, uint64_t *c, unsigned worker, unsigned generatio
     f->signal = signals[chance_below(c, 5)];
     f->kind = (fault_kind)chance_below(c, FAULT_POISON);
     bool starting = f->kind >= FAULT_DIE_COMPILE && f->kind <= FAULT_FAIL_COMPILE;
-    if (starting && generation == 1 && !one_in(c, 8)) /* few sessions that do not even open */
+    if (starting && worker < p->workers && generation == 1 && !one_in(c, 8)) /* few sessions that do not even open */
         f->kind = (fault_kind)chance_below(c, FAULT_DIE_COMPILE);
 }
 
 /* Chains of faults: the second strikes the worker that replaces the first. */
 static void draw_faults(plan *p, uint64_t *c)
 {
-    unsigned struck = one_in(c, 5) ? 0 : 1 + chance_below(c, p->workers);
+    unsigned workers = p->workers + (p->change_count ? 2 : 0);
+    unsigned struck = one_in(c, 5) ? 0 : 1 + chance_below(c, workers);
     for (unsigned i = 0; i < struck; i++) {
-        unsigned worker = chance_below(c, p->workers), generations = 1 + chance_below(c, 3);
+        unsigned worker = chance_below(c, workers), generations = 1 + chance_below(c, 3);
         for (size_t k = 0; k < p->fault_count; k++)
             if (p->faults[k].worker == worker)
                 generations = 0;
@@ -69,6 +70,25 @@ static void draw_kills(plan *p, uint64_t *c)
         o->at_us = chance_below(c, span_us);
     }
     p->kills_while_opening = one_in(c, 4);
+}
+
+static void draw_changes(plan *p, uint64_t *c)
+{
+    p->change_count = one_in(c, 2) ? 0 : 1 + chance_below(c, PLAN_CHANGES);
+    p->one_name = one_in(c, 3);
+    for (size_t i = 0; i < p->change_count; i++) {
+        change *x = &p->changes[i];
+        unsigned how = chance_below(c, 6);
+        x->adds = i == 0 && p->workers == 1 ? true : one_in(c, 2);
+        x->when = how < 3 ? WHEN_TIME : how < 5 ? WHEN_TROUBLE : WHEN_DIED;
+        x->whom = x->when != WHEN_TIME && !one_in(c, 3) ? WHOM_TROUBLED
+                  : !x->adds && one_in(c, 6)            ? WHOM_ALL
+                                                        : WHOM_DRAWN;
+        x->first = chance_below(c, p->workers + 2);
+        x->count = one_in(c, 4) ? 2 : 1;
+        x->at_us = x->when == WHEN_TIME ? chance_below(c, 30000) : 60000;
+        x->timeout_ms = !one_in(c, 4) ? 0 : x->adds || one_in(c, 2) ? 1 + (int)chance_below(c, 30) : -1;
+    }
 }
 
 static void draw_poison(plan *p, uint64_t *c, job *j)
@@ -135,6 +155,7 @@ void plan_draw(plan *p, uint64_t seed, const char *real, unsigned patience)
                 : one_in(c, 2)        ? POISON_DIE
                                       : POISON_FAIL;
     p->max_deaths = one_in(c, 6) ? 1 + chance_below(c, 3) : 0;
+    draw_changes(p, c);
     if (!real)
         draw_faults(p, c);
     draw_kills(p, c);
@@ -182,6 +203,14 @@ static const char *key_of(fault_kind kind)
     return keys[kind];
 }
 
+void plan_device(const plan *p, unsigned d, char *text, size_t size)
+{
+    if (p->backend)
+        snprintf(text, size, "cpu:%u", d % 2);
+    else
+        snprintf(text, size, "sim:%u", p->one_name ? 0 : d);
+}
+
 void plan_worker_faults(const plan *p, unsigned w, char *text, size_t size)
 {
     size_t used = 0;
@@ -199,13 +228,24 @@ void plan_worker_faults(const plan *p, unsigned w, char *text, size_t size)
     }
 }
 
+static void print_changes(const plan *p, FILE *to)
+{
+    static const char *const when[] = {"", ", at the next fault", ", at the next death"};
+    static const char *const whom[] = {"device", "the one in trouble, or device", "all, or device"};
+    for (size_t i = 0; i < p->change_count; i++) {
+        const change *x = &p->changes[i];
+        fprintf(to, "  %s %s %u (%u)%s, after %u us, within %d ms\n", x->adds ? "add" : "remove", whom[x->whom],
+                x->first, x->count, when[x->when], x->at_us, x->timeout_ms);
+    }
+}
+
 void plan_print(const plan *p, FILE *to)
 {
     static const char *const memory[] = {"plain", "dpi_alloc", "views"};
-    fprintf(to, "plan of seed %llu: %s, %u workers, depth %u, batch %u, split %u, %s, bad rows %s, max_deaths %u\n",
-            (unsigned long long)p->seed, p->backend ? p->backend : "sim", p->workers, p->depth, p->batch, p->share,
-            p->shard ? "a run" : "batches", p->skip ? "skipped" : "fail", p->max_deaths);
-    for (unsigned w = 0; w < p->workers; w++) {
+    fprintf(to, "plan of seed %llu: %s, %u workers%s, depth %u, batch %u, split %u, %s, bad rows %s, max_deaths %u\n",
+            (unsigned long long)p->seed, p->backend ? p->backend : "sim", p->workers, p->one_name ? " of one name" : "",
+            p->depth, p->batch, p->share, p->shard ? "a run" : "batches", p->skip ? "skipped" : "fail", p->max_deaths);
+    for (unsigned w = 0; w < PLAN_SEATS; w++) {
         char text[256];
         plan_worker_faults(p, w, text, sizeof text);
         if (text[0])
@@ -214,6 +254,7 @@ void plan_print(const plan *p, FILE *to)
     for (size_t i = 0; i < p->kill_count; i++)
         fprintf(to, "  signal %d after %u us%s\n", p->kills[i].signal, p->kills[i].at_us,
                 p->kills_while_opening ? "" : " of the open session");
+    print_changes(p, to);
     for (size_t i = 0; i < p->job_count; i++) {
         const job *j = &p->jobs[i];
         fprintf(to, "  %zu rows, %s, forward %d ms, cancelled after %d us", j->rows, memory[j->memory], j->forward_ms,
@@ -243,19 +284,36 @@ unsigned plan_bad_luck(const plan *p)
            plan_count(p, FAULT_DIE_SHUTDOWN, FAULT_HANG_SHUTDOWN);
 }
 
-bool plan_may_end(const plan *p, unsigned more_deaths)
+bool plan_may_give_up(const plan *p, unsigned devices, unsigned more_deaths)
 {
-    unsigned stops = 0, deaths = more_deaths, limit = p->max_deaths ? p->max_deaths : 5;
-    for (size_t i = 0; i < p->kill_count; i++)
-        stops += p->kills[i].signal == SIGSTOP;
-    deaths += plan_bad_luck(p) - plan_count(p, FAULT_SPOIL, FAULT_SPOIL) - plan_count(p, FAULT_FAIL, FAULT_MEMORY);
-    return deaths >= limit * p->workers || plan_count(p, FAULT_SPOIL, FAULT_SPOIL) + stops > 3;
+    unsigned limit = p->max_deaths ? p->max_deaths : 5;
+    return plan_bad_luck(p) + more_deaths - plan_count(p, FAULT_SPOIL, FAULT_SPOIL) -
+               plan_count(p, FAULT_FAIL, FAULT_MEMORY) >=
+           limit * devices;
 }
 
+static unsigned count_stops(const plan *p)
+{
+    unsigned stops = 0;
+    for (size_t i = 0; i < p->kill_count; i++)
+        stops += p->kills[i].signal == SIGSTOP;
+    return stops;
+}
+
+bool plan_may_be_spoilt(const plan *p) { return plan_count(p, FAULT_SPOIL, FAULT_SPOIL) + count_stops(p) > 3; }
+
+bool plan_may_not_add(const plan *p)
+{
+    return plan_count(p, FAULT_DIE_COMPILE, FAULT_FAIL_COMPILE) || plan_count(p, FAULT_SPOIL, FAULT_SPOIL) ||
+           p->kill_count;
+}
+
+/* Of the workers that the session opens with. */
 static bool has_start_fault(const plan *p, fault_kind first, fault_kind last, unsigned generation)
 {
     for (size_t i = 0; i < p->fault_count; i++)
-        if (p->faults[i].kind >= first && p->faults[i].kind <= last && p->faults[i].generation == generation)
+        if (p->faults[i].worker < p->workers && p->faults[i].kind >= first && p->faults[i].kind <= last &&
+            p->faults[i].generation == generation)
             return true;
     return false;
 }
@@ -270,9 +328,7 @@ bool plan_may_not_open(const plan *p)
     unsigned kills = p->kills_while_opening ? (unsigned)p->kill_count : 0;
     bool first = has_start_fault(p, FAULT_DIE_COMPILE, FAULT_DIE_READY, 1),
          second = has_start_fault(p, FAULT_DIE_COMPILE, FAULT_FAIL_COMPILE, 2);
-    for (size_t i = 0; i < p->kill_count && kills; i++)
-        if (p->kills[i].signal == SIGSTOP)
-            return true;
-    return plan_cannot_open(p) || has_start_fault(p, FAULT_HANG_COMPILE, FAULT_FAIL_COMPILE, 1) || kills >= 2 ||
+    return (kills && count_stops(p)) || plan_cannot_open(p) ||
+           has_start_fault(p, FAULT_HANG_COMPILE, FAULT_FAIL_COMPILE, 1) || kills >= 2 ||
            (first && (second || kills)) || (kills && second);
 }

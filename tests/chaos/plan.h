@@ -12,6 +12,8 @@
 #include <stdio.h>
 
 #define PLAN_WORKERS 4
+#define PLAN_CHANGES 8
+#define PLAN_SEATS   24 /* workers of a session at most, added ones included */
 #define PLAN_FAULTS  6
 #define PLAN_JOBS    6
 #define PLAN_KILLS   6
@@ -38,8 +40,8 @@
     X(FAULT_HANG_PROBE, "hang in the probe", "hanging while probed")                                                   \
     X(FAULT_HANG_READY, "hang before the first slice", "hanging when ready")                                           \
     X(FAULT_FAIL_COMPILE, "failure while compiling", "failing while compiling")                                        \
-    X(FAULT_DIE_SHUTDOWN, "death at shutdown", NULL)                                                                   \
-    X(FAULT_HANG_SHUTDOWN, "hang at shutdown", NULL)                                                                   \
+    X(FAULT_DIE_SHUTDOWN, "death at shutdown", "dying while leaving")                                                  \
+    X(FAULT_HANG_SHUTDOWN, "hang at shutdown", "hanging while leaving")                                                \
     X(FAULT_POISON, "slice with a row that kills, hangs or fails", "poisoned at slice")                                \
     X(FAULT_KILLED, "SIGKILL from outside", NULL)                                                                      \
     X(FAULT_SIGNALLED, "SIGSEGV or SIGTERM from outside", NULL)                                                        \
@@ -65,6 +67,18 @@ typedef struct outside {
     int signal;
     unsigned at_us; /* since the plan began, or since the session was open */
 } outside;
+
+/* Devices that come or go while the session is open, one change after the other. */
+typedef enum change_when { WHEN_TIME, WHEN_TROUBLE, WHEN_DIED } change_when; /* at the next fault, at the next death */
+typedef enum change_whom { WHOM_DRAWN, WHOM_TROUBLED, WHOM_ALL } change_whom;
+typedef struct change {
+    bool adds;
+    change_when when;
+    change_whom whom;
+    unsigned first, count; /* drawn: device `first` and those behind it */
+    unsigned at_us;        /* since the change before; what it waits for is waited for so long */
+    int timeout_ms;        /* of the call */
+} change;
 
 enum memory { MEMORY_PLAIN, MEMORY_ALLOC, MEMORY_VIEWS, MEMORY_KINDS };
 
@@ -92,6 +106,9 @@ typedef struct plan {
     outside kills[PLAN_KILLS];
     size_t kill_count;
     bool kills_while_opening;
+    change changes[PLAN_CHANGES];
+    size_t change_count;
+    bool one_name;    /* all devices have the same */
     unsigned threads; /* that submit */
     job jobs[PLAN_JOBS];
     size_t job_count;
@@ -108,6 +125,8 @@ void plan_print(const plan *p, FILE *to);
 
 /* sim's model text. */
 void plan_model(const plan *p, char *text, size_t size);
+/* The name of device d: one that the session opens with, or one that may be added. */
+void plan_device(const plan *p, unsigned d, char *text, size_t size);
 /* What `faults` is for worker w ("" for none). */
 void plan_worker_faults(const plan *p, unsigned w, char *text, size_t size);
 
@@ -115,8 +134,11 @@ void plan_worker_faults(const plan *p, unsigned w, char *text, size_t size);
 unsigned plan_count(const plan *p, fault_kind first, fault_kind last);
 /* How often at most a worker ends, or fails a slice, for another reason than a poison row. */
 unsigned plan_bad_luck(const plan *p);
-/* Whether the session may be given up: every device so often at fault, or shared memory spoilt too often. */
-bool plan_may_end(const plan *p, unsigned more_deaths);
+/* Whether so many devices may have been given up; whether shared memory may have been spoilt too often. */
+bool plan_may_give_up(const plan *p, unsigned devices, unsigned more_deaths);
+bool plan_may_be_spoilt(const plan *p);
+/* Whether a device may not start that is to be added. */
+bool plan_may_not_add(const plan *p);
 /* Whether dpi_open may fail; whether it has to. */
 bool plan_may_not_open(const plan *p);
 bool plan_cannot_open(const plan *p);

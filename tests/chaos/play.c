@@ -34,8 +34,10 @@ static void hear_log(void *context, dpi_log_level level, const char *line)
     play *y = context;
     (void)level;
     for (int kind = 0; kind < FAULT_KINDS; kind++)
-        if (fault_told[kind] && strstr(line, "says: sim: ") && strstr(line, fault_told[kind]))
+        if (fault_told[kind] && strstr(line, "says: sim: ") && strstr(line, fault_told[kind])) {
             y->r->faults[kind]++;
+            seats_hear_trouble(y, line);
+        }
     fprintf(stderr, "%7.3f %s\n", (double)(clock_now_ns() - began_ns) * 1e-9, line);
 }
 
@@ -68,6 +70,7 @@ static void hear_event(void *context, const char *json)
         judge_death(y->p, json);
     y->hangs += strstr(json, "\"hung\":true") != NULL;
     y->idle_hangs += strstr(json, "did nothing for") != NULL;
+    seats_hear_event(y, json);
     fprintf(stderr, "%7.3f %s\n", (double)(clock_now_ns() - began_ns) * 1e-9, json);
 }
 
@@ -85,6 +88,8 @@ static unsigned slow_hangs(const play *y)
     planned += stops;
     return y->hangs <= planned ? 0 : y->hangs - planned;
 }
+
+bool machine_was_slow(const play *y) { return slow_hangs(y) > 0; }
 
 /* A row that is not at fault may be given up when three trials of it have died of other things. */
 static bool may_be_unlucky(const play *y, bool poisoned)
@@ -134,10 +139,12 @@ static bool row_is_to_blame(play *y, const verdict *v)
 
 bool session_may_end(play *y, const dpi_error *error)
 {
-    if (!plan_may_end(y->p, slow_hangs(y)))
+    if (strstr(error->message, "spoilt the memory"))
+        y->ended |= plan_may_be_spoilt(y->p);
+    else if (strstr(error->message, "every device has failed") || strstr(error->message, "the device keeps failing"))
+        y->ended |= seats_all_given_up(y, slow_hangs(y));
+    else
         return false;
-    y->ended = strstr(error->message, "every device has failed") ||
-               strstr(error->message, "the device keeps failing") || strstr(error->message, "spoilt the memory");
     return y->ended;
 }
 
@@ -177,18 +184,20 @@ void judge(play *y, const verdict *v)
 
 static void devices_of(const plan *p, char *text, size_t size)
 {
-    if (p->backend)
-        snprintf(text, size, "cpu:0,cpu:1");
-    else
-        snprintf(text, size, "sim:0*%u", p->workers);
+    size_t used = 0;
+    for (unsigned d = 0; d < p->workers; d++) {
+        char name[SEAT_NAME];
+        plan_device(p, d, name, sizeof name);
+        used += (size_t)snprintf(text + used, size - used, "%s%s", used ? "," : "", name);
+    }
 }
 
 static void set_faults(const plan *p, dpi_options *o)
 {
-    static char keys[PLAN_WORKERS][24], values[PLAN_WORKERS][256];
-    static dpi_key_value list[PLAN_WORKERS];
+    static char keys[PLAN_SEATS][24], values[PLAN_SEATS][256];
+    static dpi_key_value list[PLAN_SEATS];
     o->backend_options = list;
-    for (unsigned w = 0; w < p->workers; w++) {
+    for (unsigned w = 0; w < PLAN_SEATS; w++) {
         plan_worker_faults(p, w, values[w], sizeof values[w]);
         snprintf(keys[w], sizeof keys[w], "%u.faults", w);
         if (values[w][0])
@@ -265,8 +274,8 @@ static void count_shutdown_faults(play *y)
     }
     for (size_t i = 0; i < y->p->fault_count; i++) {
         const fault *f = &y->p->faults[i];
-        if ((f->kind == FAULT_DIE_SHUTDOWN || f->kind == FAULT_HANG_SHUTDOWN) &&
-            d.workers[f->worker].generation == f->generation)
+        if ((f->kind == FAULT_DIE_SHUTDOWN || f->kind == FAULT_HANG_SHUTDOWN) && f->worker < d.worker_count &&
+            d.workers[f->worker].pid && d.workers[f->worker].generation == f->generation)
             y->r->faults[f->kind]++;
     }
 }
@@ -287,6 +296,7 @@ static void check_stats(play *y)
 static void see_through(play *y)
 {
     y->open = true;
+    changer_start(y);
     if (y->p->shard)
         play_run(y);
     else
@@ -327,6 +337,7 @@ void play_plan(const plan *p, tally *r, const real_data *real, const char *folde
         play_run_undisturbed(&y);
     dpi_options o = play_options(&y, true);
     dpi_error error = {0};
+    seats_open(&y);
     killer_start(&y);
     dpi_status status = dpi_open(&o, &y.s, &error);
     if (!status && plan_cannot_open(p))

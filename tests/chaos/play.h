@@ -22,11 +22,13 @@ typedef struct tally {
     _Atomic uint64_t faults[FAULT_KINDS];
     _Atomic uint64_t batches, rows, wrong, left_out; /* checked; that differ; bad rows as planned */
     _Atomic uint64_t failed, cancelled;              /* batches and runs, as the plan allows */
-    _Atomic uint64_t unopened, ended; /* sessions that did not open, or ended with every device given up */
-    _Atomic uint64_t resumed;         /* runs that were stopped and went on */
-    _Atomic uint64_t unlucky_rows;    /* good rows given up after three deaths */
-    _Atomic uint64_t slow_hangs;      /* that the plan does not have: the machine was slow */
-    _Atomic uint64_t absent;          /* real plans without the library */
+    _Atomic uint64_t unopened, ended;              /* sessions that did not open, or ended with every device given up */
+    _Atomic uint64_t resumed;                      /* runs that were stopped and went on */
+    _Atomic uint64_t unlucky_rows;                 /* good rows given up after three deaths */
+    _Atomic uint64_t slow_hangs;                   /* that the plan does not have: the machine was slow */
+    _Atomic uint64_t absent;                       /* real plans without the library */
+    _Atomic uint64_t added, removed;               /* devices */
+    _Atomic uint64_t refused, too_late, not_added; /* changes: against the rules, past their limit, struck by a fault */
 } tally;
 
 /* Rows of a real model, with what an undisturbed session on one device made of them. */
@@ -45,13 +47,26 @@ typedef struct subject {
     size_t in_bytes, output_count, out_bytes[2];
 } subject;
 
+#define SEAT_NAME 16
+enum seat_state { SEAT_EMPTY, SEAT_TAKEN, SEAT_GIVEN_UP, SEAT_LEFT };
+/* What events have told of the session's workers. */
+typedef struct seats {
+    pthread_mutex_t lock;
+    enum seat_state state[PLAN_SEATS];
+    char name[PLAN_SEATS][SEAT_NAME], troubled[SEAT_NAME]; /* troubled: the last one that a fault has struck */
+    unsigned added, given_up, troubles, deaths;            /* how often */
+    unsigned leaving; /* devices that were asked to leave and not waited for, at most */
+    bool adding;
+} seats;
+
 typedef struct play {
     const plan *p;
     tally *r;
     subject what;
     dpi_session *s;
     char folder[PATH_SIZE]; /* of this process alone, for files */
-    pthread_t killer;
+    pthread_t killer, changer;
+    seats seats;
     atomic_bool open, over;                /* for the killer */
     atomic_uint hangs, idle_hangs, killed; /* hangs that were told, signals that were sent */
     atomic_bool ended;                     /* the session has failed as a whole, as the plan allows */
@@ -98,14 +113,31 @@ void judge(play *y, const verdict *v);
 /* Whether it is the end of the session, as the plan allows. */
 bool session_may_end(play *y, const dpi_error *error);
 
+/* The machine was too slow for the plan's limits: it shows by hangs that the plan does not have. */
+bool machine_was_slow(const play *y);
+
 void play_batches(play *y);
 void play_run(play *y);
+/* When all is over the session still works, unless it has ended, and devices that are not there compute nothing. */
+void play_once_more(play *y);
 /* What its text is compared with; before anything is killed. */
 void play_run_undisturbed(play *y);
 
 /* The thread that sends the plan's signals. */
 void killer_start(play *y);
 void killer_stop(play *y);
+
+/* The thread that makes the plan's changes; until all of them are made. */
+void changer_start(play *y);
+void changer_stop(play *y);
+void seats_open(play *y);
+void seats_hear_event(play *y, const char *json);
+/* A line of the log that tells of a fault. */
+void seats_hear_trouble(play *y, const char *line);
+/* The session may have ended for want of devices. */
+bool seats_all_given_up(play *y, unsigned more_deaths);
+/* How many slices each device has computed that was removed; UINT64_MAX for the others. */
+void seats_look_at_slices(play *y, uint64_t *slices);
 
 /* Options of the plan's session; `faulty` false: of an undisturbed one on one device. Memory of them is static. */
 dpi_options play_options(play *y, bool faulty);

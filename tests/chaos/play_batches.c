@@ -167,14 +167,19 @@ static void check_untouched(play *y, const flight *f)
             plan_fail("memory of an abandoned batch was written to");
 }
 
-/* When all is over the session still works, unless it has ended. */
-static void once_more(play *y)
+void play_once_more(play *y)
 {
     static const job quiet = {.rows = 20, .forward_ms = WAIT_MS, .cancel_us = -1};
+    uint64_t before[PLAN_SEATS], after[PLAN_SEATS];
     flight f;
+    seats_look_at_slices(y, before);
     make_flight(y, &quiet, y->p->seed + 77, &f);
     forward(y, &f);
     free_flight(y, &f);
+    seats_look_at_slices(y, after);
+    for (unsigned w = 0; w < PLAN_SEATS; w++)
+        if (before[w] != UINT64_MAX && after[w] != before[w])
+            plan_fail("worker %u was removed and computes", w);
 }
 
 void play_batches(play *y)
@@ -185,7 +190,8 @@ void play_batches(play *y)
             plan_fail("cannot start a thread");
     for (unsigned i = 0; i < y->p->threads; i++)
         pthread_join(all[i].thread, NULL);
-    once_more(y);
+    changer_stop(y);
+    play_once_more(y);
     for (unsigned i = 0; i < y->p->threads; i++)
         for (size_t k = 0; k < all[i].count; k++) {
             check_untouched(y, &all[i].flights[k]);

@@ -215,6 +215,8 @@ void play_run(play *y)
         if (call == MOST_CALLS)
             plan_fail("the run is not done after %d calls", call);
     }
+    changer_stop(y);
+    play_once_more(y);
     free(d.in);
 }
 
