@@ -128,7 +128,10 @@ void supervisor_describe_work(const dpi_session *s, size_t w, char *out, size_t 
         snprintf(out, size, " while computing slice %u (%u rows)", atomic_load(&page->busy_slice),
                  atomic_load(&page->busy_rows));
     else
-        snprintf(out, size, "%s", s->workers[w].ready ? " while waiting for work" : " while starting");
+        snprintf(out, size, " while %s",
+                 s->workers[w].state == WORKER_STARTING  ? "starting"
+                 : s->workers[w].state == WORKER_LEAVING ? "leaving"
+                                                         : "waiting for work");
 }
 
 /* ---- deaths ----------------------------------------------------------------------------------------------------- */
@@ -178,7 +181,7 @@ static void fail_without_devices(dpi_session *s)
     char all[900] = "";
     size_t used = 0;
     for (size_t w = 0; w < s->count && used < sizeof all; w++)
-        if (s->workers[w].device != DEVICE_REMOVED)
+        if (s->workers[w].device == DEVICE_GIVEN_UP)
             used += (size_t)snprintf(all + used, sizeof all - used, "%s%s", used ? "; " : "",
                                      s->workers[w].last_death ? s->workers[w].last_death : s->devices.items[w].name);
     error_set(&error, DPI_E_WORKER, "%s: %s", s->count > 1 ? "every device has failed" : "the device keeps failing",

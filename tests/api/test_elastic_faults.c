@@ -164,6 +164,26 @@ static void a_device_that_is_being_started_again_is_removed(void **state)
     kit_close(k);
 }
 
+/* A device that is leaving has not failed, and is none that could go on. */
+static void the_end_of_a_session_while_a_device_leaves(void **state)
+{
+    (void)state;
+    dpi_options o = elastic_options(NULL);
+    dpi_key_value list[1];
+    elastic_set(&o, list, "1.hang_shutdown", "1");
+    o.max_deaths = 1;
+    kit *k = kit_open(SIMPLE, "sim:0,sim:7", &o);
+    dpi_error error = {0};
+    elastic_refused(dpi_device_remove(k->s, "sim:7", -1, &error), DPI_TIMEOUT, &error, "sim:7 is not done");
+    kill((pid_t)elastic_describe(k).workers[0].pid, SIGKILL);
+    dpi_status status = dpi_device_remove(k->s, "sim:7", 0, &error); /* waits until the session ends */
+    elastic_refused(status, DPI_E_WORKER, &error, "every device has failed: worker 0 (sim:0");
+    kit_assert_contains(error.message, "(Killed) while waiting for work");
+    if (strstr(error.message, "sim:7"))
+        fail_msg("sim:7 was to leave and has not failed: %s", error.message);
+    kit_close(k);
+}
+
 /* A row that kills is found while a device goes that may be the one that tries it. */
 static void a_device_is_removed_while_a_bad_row_is_looked_for(void **state)
 {
@@ -236,6 +256,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(one_that_takes_too_long_is_not_added),
         cmocka_unit_test(a_device_that_was_given_up_is_brought_back),
         cmocka_unit_test(a_device_that_is_being_started_again_is_removed),
+        cmocka_unit_test(the_end_of_a_session_while_a_device_leaves),
         cmocka_unit_test(a_device_is_removed_while_a_bad_row_is_looked_for),
         cmocka_unit_test(shared_memory_is_spoilt_while_devices_change),
     };
