@@ -55,7 +55,7 @@ typedef struct seats {
     enum seat_state state[PLAN_SEATS];
     char name[PLAN_SEATS][SEAT_NAME], troubled[SEAT_NAME]; /* troubled: the last one that a fault has struck */
     unsigned added, given_up, troubles, deaths;            /* how often */
-    unsigned leaving; /* devices that were asked to leave and not waited for, at most */
+    unsigned leaving; /* devices that were asked to leave and may still be there, at most */
     bool adding;
 } seats;
 

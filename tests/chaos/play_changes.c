@@ -188,9 +188,6 @@ static void judge_remove(play *y, const change *c, const names *n, const seats *
         judge_removed(n, before, &after);
     } else if (status == DPI_TIMEOUT && c->timeout_ms) {
         y->r->too_late++;
-        pthread_mutex_lock(&y->seats.lock);
-        y->seats.leaving += n->count;
-        pthread_mutex_unlock(&y->seats.lock);
     } else if (status == DPI_E_DEVICE && is_refused(y, n, before, &after, error)) {
         y->r->refused++;
     } else if (!session_may_end(y, error)) {
@@ -198,10 +195,12 @@ static void judge_remove(play *y, const change *c, const names *n, const seats *
     }
 }
 
-static void set_adding(play *y, bool adding)
+/* What others may find while the call is under way; those of a removal that was not waited for stay. */
+static void set_under_way(play *y, bool adds, unsigned leaving)
 {
     pthread_mutex_lock(&y->seats.lock);
-    y->seats.adding = adding;
+    y->seats.adding = adds;
+    y->seats.leaving = leaving;
     pthread_mutex_unlock(&y->seats.lock);
 }
 
@@ -211,15 +210,16 @@ static void make_change(play *y, const change *c)
     seats before = look(y);
     names n = choose(y, c, &before);
     fprintf(stderr, "        %s %s, %d ms\n", c->adds ? "add" : "remove", n.list, c->timeout_ms);
+    dpi_status status;
+    set_under_way(y, c->adds, before.leaving + (c->adds ? 0 : n.count));
     if (c->adds) {
-        set_adding(y, true);
-        dpi_status status = dpi_device_add(y->s, n.list, c->timeout_ms, &error);
-        set_adding(y, false);
+        status = dpi_device_add(y->s, n.list, c->timeout_ms, &error);
         judge_add(y, c, &n, &before, status, &error);
     } else {
-        dpi_status status = dpi_device_remove(y->s, n.list, c->timeout_ms, &error);
+        status = dpi_device_remove(y->s, n.list, c->timeout_ms, &error);
         judge_remove(y, c, &n, &before, status, &error);
     }
+    set_under_way(y, false, before.leaving + (!c->adds && status == DPI_TIMEOUT ? n.count : 0));
     fprintf(stderr, "        %s %s: %s\n", c->adds ? "add" : "remove", n.list, error.message);
 }
 
