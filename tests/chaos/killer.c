@@ -52,7 +52,9 @@ static void *kill_by_plan(void *argument)
                 sent[i] = true;
                 send_one(y, p->kills[i].signal, &c);
             }
-        clock_sleep_until_ns(clock_now_ns() + 300000 + (int64_t)(chance(&c) % 700000));
+        int64_t until_ns = clock_now_ns() + 300000 + (int64_t)(chance(&c) % 700000);
+        clock_sleep_until_ns(until_ns);
+        note_slowness(y, 4 * (clock_now_ns() - until_ns));
     }
     return NULL;
 }

@@ -131,6 +131,7 @@ static void draw_limits(plan *p, unsigned patience)
     }
     for (size_t i = 0; i < p->kill_count; i++)
         hangs |= p->kills[i].signal == SIGSTOP;
+    p->patience = patience;
     p->slice_timeout_ms = hangs ? 300 * patience : 0;
     p->compile_timeout_ms = hangs ? 4000 * patience : 0;
 }
@@ -242,9 +243,13 @@ static void print_changes(const plan *p, FILE *to)
 void plan_print(const plan *p, FILE *to)
 {
     static const char *const memory[] = {"plain", "dpi_alloc", "views"};
-    fprintf(to, "plan of seed %llu: %s, %u workers%s, depth %u, batch %u, split %u, %s, bad rows %s, max_deaths %u\n",
-            (unsigned long long)p->seed, p->backend ? p->backend : "sim", p->workers, p->one_name ? " of one name" : "",
-            p->depth, p->batch, p->share, p->shard ? "a run" : "batches", p->skip ? "skipped" : "fail", p->max_deaths);
+    fprintf(
+        to,
+        "plan of seed %llu: %s, %u workers%s, depth %u, batch %u, split %u, %s, bad rows %s, max_deaths %u, limits %u "
+        "and %u ms\n",
+        (unsigned long long)p->seed, p->backend ? p->backend : "sim", p->workers, p->one_name ? " of one name" : "",
+        p->depth, p->batch, p->share, p->shard ? "a run" : "batches", p->skip ? "skipped" : "fail", p->max_deaths,
+        p->slice_timeout_ms, p->compile_timeout_ms);
     for (unsigned w = 0; w < PLAN_SEATS; w++) {
         char text[256];
         plan_worker_faults(p, w, text, sizeof text);

@@ -100,7 +100,7 @@ typedef struct plan {
     bool shard, skip, in_enqueue;
     poison_how poison;
     unsigned max_deaths; /* 0: the default */
-    unsigned slice_timeout_ms, compile_timeout_ms;
+    unsigned patience, slice_timeout_ms, compile_timeout_ms;
     fault faults[PLAN_FAULTS];
     size_t fault_count;
     outside kills[PLAN_KILLS];
@@ -118,8 +118,8 @@ typedef struct plan {
     int stop_us;         /* >= 0: the run is stopped after so long, and goes on with the next call */
 } plan;
 
-/* `patience` multiplies the limits of hangs, for builds that are slow. `real` may be NULL; else the backend that
- * computes the plan. */
+/* `patience` multiplies the limits of hangs, for builds and machines that are slow. `real` may be NULL; else the
+ * backend that computes the plan. */
 void plan_draw(plan *p, uint64_t seed, const char *real, unsigned patience);
 void plan_print(const plan *p, FILE *to);
 

@@ -12,7 +12,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#define CLOSE_S 15 /* dpi_close takes at most a few seconds, on a machine with nothing else to do */
+#define SLOW_NS 100000000 /* of note_slowness; a tenth of it is usual */
+#define CLOSE_S 15        /* dpi_close takes at most a few seconds, on a machine with nothing else to do */
 
 _Noreturn void plan_fail_at(const char *file, int line, const char *format, ...)
 {
@@ -71,13 +72,24 @@ static void hear_event(void *context, const char *json)
     y->hangs += strstr(json, "\"hung\":true") != NULL;
     y->idle_hangs += strstr(json, "did nothing for") != NULL;
     seats_hear_event(y, json);
+    const char *seconds = strstr(json, "{\"event\":\"started\"") == json ? strstr(json, "\"seconds\":") : NULL;
+    if (seconds && !y->p->backend) /* whose start takes its time */
+        note_slowness(y, (int64_t)(strtod(seconds + 10, NULL) * 1e9));
     fprintf(stderr, "%7.3f %s\n", (double)(clock_now_ns() - began_ns) * 1e-9, json);
 }
 
 /* ---- what is right ---------------------------------------------------------------------------------------------- */
 
-/* Hangs that the plan does not have: the machine was too slow for the plan's limits. */
-static unsigned slow_hangs(const play *y)
+void note_slowness(play *y, int64_t ns)
+{
+    if (ns > y->slow_ns)
+        y->slow_ns = ns;
+}
+
+/* Without this a hang that the plan does not have is one of ours. */
+static bool machine_is_slow(const play *y) { return y->slow_ns > SLOW_NS * y->p->patience; }
+
+unsigned slow_hangs(const play *y)
 {
     unsigned stops = 0, planned = plan_count(y->p, FAULT_HANG, FAULT_HANG) +
                                   plan_count(y->p, FAULT_HANG_COMPILE, FAULT_HANG_READY);
@@ -88,8 +100,6 @@ static unsigned slow_hangs(const play *y)
     planned += stops;
     return y->hangs <= planned ? 0 : y->hangs - planned;
 }
-
-bool machine_was_slow(const play *y) { return slow_hangs(y) > 0; }
 
 /* A row that is not at fault may be given up when three trials of it have died of other things. */
 static bool may_be_unlucky(const play *y, bool poisoned)
@@ -290,6 +300,9 @@ static void check_stats(play *y)
     unsigned limit = y->p->max_deaths ? y->p->max_deaths : 5, luck = plan_bad_luck(y->p) + slow_hangs(y);
     if (stats.retired_devices * limit > luck)
         plan_fail("%llu devices were given up, for %u faults at most", (unsigned long long)stats.retired_devices, luck);
+    if (slow_hangs(y) && !machine_is_slow(y))
+        plan_fail("%u hangs that the plan does not have, and the machine was not slow (%.0f ms)", slow_hangs(y),
+                  (double)y->slow_ns * 1e-6);
     y->r->slow_hangs += slow_hangs(y);
 }
 
@@ -342,7 +355,7 @@ void play_plan(const plan *p, tally *r, const real_data *real, const char *folde
     dpi_status status = dpi_open(&o, &y.s, &error);
     if (!status && plan_cannot_open(p))
         plan_fail("the session opened although a worker cannot start");
-    bool slow = status && !plan_may_not_open(p) && strstr(error.message, "was not ready after"); /* the machine was */
+    bool slow = status && machine_is_slow(&y) && strstr(error.message, "was not ready after");
     if (status && !plan_may_not_open(p) && !slow)
         plan_fail("dpi_open: %s: %s", dpi_status_name(status), error.message);
     r->unopened += status != DPI_OK;
@@ -350,8 +363,10 @@ void play_plan(const plan *p, tally *r, const real_data *real, const char *folde
     if (!status)
         see_through(&y);
     killer_stop(&y);
+    fprintf(stderr, "        slowness: %.0f ms\n", (double)y.slow_ns * 1e-6);
     kit_check_clean(before);
     empty_folder(folder);
+    r->slow_ns = (3 * r->slow_ns + y.slow_ns) / 4;
 }
 
 void real_data_make(real_data *data, const char *name)

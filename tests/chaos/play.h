@@ -26,6 +26,7 @@ typedef struct tally {
     _Atomic uint64_t resumed;                      /* runs that were stopped and went on */
     _Atomic uint64_t unlucky_rows;                 /* good rows given up after three deaths */
     _Atomic uint64_t slow_hangs;                   /* that the plan does not have: the machine was slow */
+    _Atomic int64_t slow_ns;                       /* of the last plans: note_slowness */
     _Atomic uint64_t absent;                       /* real plans without the library */
     _Atomic uint64_t added, removed;               /* devices */
     _Atomic uint64_t refused, too_late, not_added; /* changes: against the rules, past their limit, struck by a fault */
@@ -69,6 +70,7 @@ typedef struct play {
     seats seats;
     atomic_bool open, over;                /* for the killer */
     atomic_uint hangs, idle_hangs, killed; /* hangs that were told, signals that were sent */
+    _Atomic int64_t slow_ns;               /* the longest that was noted */
     atomic_bool ended;                     /* the session has failed as a whole, as the plan allows */
 } play;
 
@@ -113,8 +115,10 @@ void judge(play *y, const verdict *v);
 /* Whether it is the end of the session, as the plan allows. */
 bool session_may_end(play *y, const dpi_error *error);
 
+/* What has taken so long shows how slow the machine is: waking up, or four times that is the start of a worker. */
+void note_slowness(play *y, int64_t ns);
 /* The machine was too slow for the plan's limits: it shows by hangs that the plan does not have. */
-bool machine_was_slow(const play *y);
+unsigned slow_hangs(const play *y);
 
 void play_batches(play *y);
 void play_run(play *y);

@@ -149,7 +149,7 @@ static void judge_add(play *y, const change *c, const names *n, const seats *bef
         return;
     y->r->not_added++;
     if ((status != DPI_E_WORKER && status != DPI_E_MODEL) ||
-        !(plan_may_not_add(y->p) || machine_was_slow(y) || session_may_end(y, error)))
+        !(plan_may_not_add(y->p) || slow_hangs(y) || session_may_end(y, error)))
         plan_fail("dpi_device_add(%s): %s: %s", n->list, dpi_status_name(status), error->message);
 }
 
