@@ -28,7 +28,7 @@ _dpinfer() {
             --max-bad-rows --max-deaths --events --trace --dry-run
             --preprocess --resize --crop --interpolation --scale --mean --std --layout --color --member --max-pixels
             --max-image-bytes --loader-threads" ;;
-        bench) open="$open --rows --mode --repeats --seconds" ;;
+        bench) open="$open --rows --mode --scaling --repeats --seconds" ;;
         devices) open="--json --help" ;;
         cache) open="--cache-dir --json --help" ;;
         report) open="--output --help" ;;

@@ -178,7 +178,7 @@ def modes_of(rows: Sequence[Json]) -> List[str]:
     return list(dict.fromkeys(r["mode"] for r in rows))
 
 
-def scaling(data: Json) -> str:
+def against_alone(data: Json) -> str:
     rows: List[Json] = data["rows"]
     alone = {a["batch_per_device"]: a for a in data["engine_alone"]}
     many = [r for r in rows if r["devices"] > 1] or rows
@@ -206,15 +206,60 @@ def scaling(data: Json) -> str:
         axes.xaxis.set_major_locator(MaxNLocator(3 if narrow else 6, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(short))
         axes.set_xlabel("rows/s")
-        legend(figure, [bars[0], marks[0]], ["measured", "ideal"], narrow)
+        legend(figure, [bars[0], marks[0]], ["measured", "engine alone"], narrow)
 
-    head = ["mode", "devices", "rows/s", "ideal rows/s", "speed-up", "efficiency", "95 % from", "to"]
+    head = ["mode", "devices", "rows/s", "engine alone rows/s", "speed-up", "efficiency", "95 % from", "to"]
     numbers = [[r["mode"], r["devices"], r["rows_per_s"], ideal * r["devices"] / top, r["speedup"], r["efficiency"],
                 *r["efficiency_interval"]] for r in chosen]
-    text = (f"Ideal is the engine alone, without dpinfer, on as many devices at once. {batch} rows per device, the batch size "
-            "with the best rate.")
+    text = (f"Behind each bar is the engine alone, without dpinfer, on as many devices at once. {batch} rows per device, the "
+            "batch size with the best rate.")
     height = 70 + 46.0 * len(chosen)
-    return section("Scaling against ideal", text, "scaling", draw, (height, height + 10), head, numbers)
+    return section("Modes against the engine alone", text, "scaling", draw, (height, height + 10), head, numbers)
+
+
+def curve(data: Json) -> str:
+    """From one device to all, against each device by itself, summed up; empty without `bench --scaling`."""
+    points: List[Json] = data.get("scaling") or []
+    if not points:
+        return ""
+    batch = max(points, key=lambda p: p["rows_per_s"])["batch_per_device"]
+    points = [p for p in points if p["batch_per_device"] == batch]
+    lines = [(m, sorted((p for p in points if p["mode"] == m), key=lambda p: p["devices"])) for m in modes_of(points)]
+    most = max(p["devices"] for p in points)
+    floor = min([0.9, *(p["efficiency"] for p in points), *(p["at_once_rows_per_s"] / p["ideal_rows_per_s"] for p in points)])
+    x = [p["devices"] for p in lines[0][1]]
+    ideal = [p["ideal_rows_per_s"] for p in lines[0][1]]
+    at_once = [p["at_once_rows_per_s"] for p in lines[0][1]]
+
+    def draw(figure: Any, narrow: bool) -> None:
+        rates, shares_of = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+        handles = []
+        for i, (_, line) in enumerate(lines):
+            of = {"marker": "os"[i % 2], "ms": 6 - 2 * i, "lw": 2, "color": SERIES[i], "zorder": 3 + i}
+            handles += rates.plot([p["devices"] for p in line], [p["rows_per_s"] for p in line], **of)
+            shares_of.plot([p["devices"] for p in line], [100 * p["efficiency"] for p in line], **of)
+        handles += rates.plot([0, *x], [0, *ideal], "--", lw=1.5, color=INK, zorder=2)
+        handles += rates.plot(x, at_once, ":", lw=2, color=SERIES[5], zorder=2)
+        shares_of.plot([0, most], [100, 100], "--", lw=1.5, color=INK, zorder=2)
+        shares_of.plot(x, [100 * a / b for a, b in zip(at_once, ideal)], ":", lw=2, color=SERIES[5], zorder=2)
+        rates.set_ylim(bottom=0)
+        rates.set_ylabel("rows/s")
+        rates.yaxis.set_major_formatter(FuncFormatter(short))
+        shares_of.set_ylim(10 * (int(10 * floor) - (floor < 0.9)) if floor > 0 else 0, None)
+        shares_of.set_ylabel("% of ideal")
+        shares_of.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        shares_of.set_xlim(0, most * 1.03)
+        shares_of.xaxis.set_major_locator(MaxNLocator(min(most, 4 if narrow else 8), integer=True, steps=[1, 2, 4, 8, 10]))
+        shares_of.set_xlabel("devices")
+        legend(figure, handles, [*(m for m, _ in lines), "ideal", "engines alone at once"], narrow)
+
+    text = (f"The first 1, 2, 4 ... devices of the list, {batch} rows per device. Ideal is each device's engine by itself, without "
+            "dpinfer and with all others idle, summed up; the dotted line is what these engines give when they run at once, which "
+            "is the hardware's part of what is missing.")
+    numbers = [[p["mode"], p["devices"], p["rows_per_s"], p["at_once_rows_per_s"], p["ideal_rows_per_s"], p["efficiency"],
+                *p["efficiency_interval"]] for _, line in lines for p in line]
+    return section("Scaling against ideal", text, "curve", draw, (420, 420),
+                   ["mode", "devices", "rows/s", "engines at once", "ideal rows/s", "efficiency", "95 % from", "to"], numbers)
 
 
 def throughput(data: Json) -> str:
@@ -456,7 +501,7 @@ def bench_page(data: Json) -> Tuple[List[Tuple[str, str]], List[str]]:
     best = max(data["rows"], key=lambda r: r["rows_per_s"])
     top = [(short(best["rows_per_s"]), "rows/s, the best"), (f"{100 * best['efficiency']:.0f} %", "of the engine alone"),
            (f"{best['mode']}", f"mode, {best['batch_per_device']} rows per device"), (str(best["devices"]), "devices")]
-    return top, [scaling(data), throughput(data), latency(data), bench_devices(data)]
+    return top, [curve(data), against_alone(data), throughput(data), latency(data), bench_devices(data)]
 
 
 def run_page(data: Json) -> Tuple[List[Tuple[str, str]], List[str]]:

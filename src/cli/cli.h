@@ -29,7 +29,7 @@ typedef struct cli_options {
     uint64_t row_begin, row_end, rows, top, repeats;
     json_t *command; /* the words of the call; CLI_RUN and CLI_BENCH */
     const char *labels, *accuracy, *events, *json_path, *modes, *positional;
-    bool json, dry_run, no_overwrite, restart, no_journal, quiet, seconds_given;
+    bool json, dry_run, no_overwrite, restart, no_journal, quiet, seconds_given, scaling;
     uint32_t journal_interval_ms;
     double seconds;
     dpi_preprocess preprocess;

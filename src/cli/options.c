@@ -71,6 +71,7 @@ enum {
     OPT_MODE,
     OPT_REPEATS,
     OPT_SECONDS,
+    OPT_SCALING,
     OPT_HELP,
 };
 
@@ -135,6 +136,7 @@ static const struct option table[] = {
     {"mode", 1, NULL, OPT_MODE},
     {"repeats", 1, NULL, OPT_REPEATS},
     {"seconds", 1, NULL, OPT_SECONDS},
+    {"scaling", 0, NULL, OPT_SCALING},
     {"verbose", 0, NULL, 'v'},
     {"quiet", 0, NULL, 'q'},
     {"help", 0, NULL, OPT_HELP},
@@ -422,6 +424,7 @@ static bool option_belongs(int option, unsigned flags)
     case OPT_DRY_RUN: return flags & CLI_RUN;
     case OPT_MODE:
     case OPT_REPEATS:
+    case OPT_SCALING:
     case OPT_SECONDS: return flags & CLI_BENCH;
     case OPT_ROWS: return flags & (CLI_RUN | CLI_BENCH);
     case OPT_JSON:
@@ -546,6 +549,7 @@ static dpi_status take_option(cli_options *o, unsigned flags, int option, const 
     case OPT_JOURNAL_EVERY: return take_timeout("journal-every", value, &o->journal_interval_ms, error);
     case OPT_DRY_RUN: o->dry_run = true; return DPI_OK;
     case OPT_MODE: o->modes = value; return DPI_OK;
+    case OPT_SCALING: o->scaling = true; return DPI_OK;
     case OPT_REPEATS: return take_number("repeats", value, 1, 1000, &o->repeats, error);
     case OPT_SECONDS:
         o->seconds_given = true;

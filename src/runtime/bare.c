@@ -88,13 +88,13 @@ dpi_status bare_start(const dpi_session *s, size_t rows, bare_engines **out, dpi
     return status;
 }
 
-dpi_status bare_run(bare_engines *e, double seconds, double *rows_per_s, dpi_error *error)
+dpi_status bare_run(bare_engines *e, size_t first, size_t count, double seconds, double *rows_per_s, dpi_error *error)
 {
     *rows_per_s = 0;
     dpi_status status = DPI_OK;
-    for (size_t i = 0; i < e->count && !status; i++)
+    for (size_t i = first; i < first + count && !status; i++)
         status = tell(e->processes[i].socket, json_pack("{s:f}", "seconds", seconds), error);
-    for (size_t i = 0; i < e->count && !status; i++) {
+    for (size_t i = first; i < first + count && !status; i++) {
         double rate = 0;
         status = read_answer(&e->processes[i], e->open_ns + (int64_t)(seconds * 1e9), &rate, error);
         *rows_per_s += rate;

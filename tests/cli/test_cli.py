@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import struct
 import subprocess
@@ -77,6 +78,24 @@ assert abs(table["engine_alone"][0]["rows_per_s"] - 64000) < 64, table
 assert table["rows"][0]["speedup"] is None, table
 assert " - " in run("bench", work / "gpu.sim", "--devices", "sim:0", "--batch", "64", "--rows", "256", "--mode", "shard",
                     "--repeats", "1", "--seconds", "0.05").stdout
+# The curve: the first devices against each engine by itself, of which the second here is four times as slow.
+words = [work / "gpu.sim", "--devices", "sim:0,sim:1,sim:2", "--backend-option", "1.fixed_us=8000", "--batch", "64", "--rows", "384",
+         "--repeats", "2", "--seconds", "0.05", "--scaling"]
+table = json.loads(run("bench", *words, "--json").stdout)
+assert [r["mode"] for r in table["rows"]] == ["single", "split", "split-blocking", "shard"], table["rows"]
+assert [(p["mode"], p["devices"]) for p in table["scaling"]] == [(m, n) for m in ("split", "shard") for n in (1, 2, 3)], table["scaling"]
+for point in table["scaling"]:
+    ideal = {1: 32000, 2: 40000, 3: 72000}[point["devices"]]
+    assert abs(point["ideal_rows_per_s"] - ideal) < 0.002 * ideal and abs(point["at_once_rows_per_s"] - ideal) < 0.002 * ideal, point
+    assert 0 < point["efficiency_interval"][0] <= point["efficiency"] <= point["efficiency_interval"][1], point
+    assert point["repeats"] == 2 and point["batch_per_device"] == 64, point
+text = run("bench", *words, "--mode", "shard").stdout
+assert re.search(r"^scaling .*\n.*\nshard +1 +64 .*\nshard +2 +64 .*\nshard +3 +64 ", text, re.M), text
+run("bench", *words, "--mode", "single,split-blocking", code=2, says="--scaling")
+run("run", model, "--scaling", code=2, says="--scaling")
+many = json.loads(run("bench", model, "--devices", "sim:0*64", "--batch", "4", "--rows", "1024", "--mode", "split,shard", "--repeats",
+                      "1", "--seconds", "0.02", "--scaling", "--json").stdout)
+assert [p["devices"] for p in many["scaling"]] == [1, 2, 4, 8, 16, 32, 64] * 2, many["scaling"]
 run("bench", work / "gpu.sim", "--batch", "64", "--isolation", "thread", "--devices", "sim:0", "--rows", "128", "--mode",
     "split", "--repeats", "1", "--seconds", "0.05", says="engine alone")
 run("cache", "list", "--cache-dir", work / "cache", says="0 engines")

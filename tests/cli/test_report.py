@@ -147,8 +147,17 @@ with tempfile.TemporaryDirectory(prefix="dpinfer-report-", ignore_cleanup_errors
     run("bench", model, "--devices", "sim:0,sim:1", "--batch", "4,16", "--rows", "256", "--repeats", "2", "--seconds", "0.05",
         "--json", "bench.json")
     run("report", "bench.json", "-o", "bench.html")
-    titles = ["Scaling against ideal", "Throughput by batch size", "Latency", "Where the devices' time went"]
+    titles = ["Modes against the engine alone", "Throughput by batch size", "Latency", "Where the devices' time went"]
     look_at(work / "bench.html", [*titles, "Machine and command"])
+    run("bench", model, "--devices", "sim:0*6", "--batch", "4", "--rows", "384", "--mode", "split,shard", "--repeats", "2", "--seconds",
+        "0.05", "--scaling", "--json", "curve.json")
+    run("report", "curve.json", "-o", "curve.html")
+    titles = ["Scaling against ideal", titles[0], *titles[1:]]
+    look_at(work / "curve.html", [*titles, "Machine and command"])
+    results = json.loads((work / "curve.json").read_text())
+    results["scaling"] = [{**point, "devices": 2**i, "ideal_rows_per_s": 0.0} for i, point in enumerate(results["scaling"])]
+    (work / "odd.json").write_text(json.dumps(results))
+    run("report", "odd.json", "-o", "never.html", code=2, says="odd.json")
     run("bench", model, "--batch", "4", "--rows", "64", "--mode", "shard", "--repeats", "1", "--seconds", "0.05", "--json", "shard.json")
     run("report", "shard.json", "-o", "shard.html")
 
@@ -160,7 +169,7 @@ with tempfile.TemporaryDirectory(prefix="dpinfer-report-", ignore_cleanup_errors
     check(not list(work.glob("never*")) and not list(work.glob("*.part")), "a failed report left files")
 
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    for page, figures in (("run", 3), ("bad", 3), ("bench", 4)) if browser else ():
+    for page, figures in (("run", 3), ("bad", 3), ("bench", 4), ("curve", 5)) if browser else ():
         open_in(browser, work / f"{page}.html", figures)
     print("looked at in", browser or "no browser: there is none")
 
