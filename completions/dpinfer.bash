@@ -27,7 +27,7 @@ _dpinfer() {
         run) open="$open --input --output --rows --top --labels --accuracy --no-overwrite --restart --no-journal --journal-every --on-bad-row
             --max-bad-rows --max-deaths --events --trace --dry-run
             --preprocess --resize --crop --interpolation --scale --mean --std --layout --color --member --max-pixels
-            --max-image-bytes --loader-threads" ;;
+            --max-image-bytes --loader-threads --spool-max" ;;
         bench) open="$open --rows --mode --scaling --repeats --seconds" ;;
         devices) open="--json --help" ;;
         cache) open="--cache-dir --json --help" ;;

@@ -409,13 +409,14 @@ typedef struct dpi_run_options {
     /* Sources, one per input: "[NAME=]FILE.npy", "[NAME=]FILE.npz[:MEMBER]", "[NAME=]raw:SHAPE:DTYPE:FILE" (rows one
      * after another, nothing else) or "[NAME=]random:SHAPE:DTYPE:N" (SHAPE as 3x224x224 without the row axis); "-" or
      * "raw:SHAPE:DTYPE:-" is standard input, of which a pipe is first copied to an unlinked file in TMPDIR, at most
-     * 64 GiB. "FILE.npz" without NAME is the source of every input whose name a member has. Stored members are read
-     * in place; deflated ones are inflated into memory first. Row i of every source belongs to row i of the result.
-     * Images: a folder (the images in it and below, sorted by path, bytewise), a pattern "photos/a*.jpg" (sorted), one
-     * image, a list "FILE.txt" of paths (one a line, in this order, relative to the list), each of them with or without
-     * "images:" in front; or WebDataset tars, "FILE.tar", a pattern or "shards-{000..009}.tar" (one row per sample, in
-     * the tars' order). Their folders must be among dpi_options.data_folders. An image that cannot be had is a bad row
-     * (DPI_BAD_ROWS) with its name. */
+     * spool_max_bytes. "FILE.npz" without NAME is the source of every input whose name a member has. Stored members are
+     * read in place; deflated ones are inflated into memory first. Row i of every source belongs to row i of the
+     * result. Images: a folder (the images in it and below, sorted by path, bytewise), a pattern "photos/a*.jpg"
+     * (sorted), one image, a list "FILE.txt" of paths (one a line, in this order, relative to the list), each of them
+     * with or without "images:" in front; or WebDataset tars, "FILE.tar", a pattern or "shards-{000..009}.tar" (one row
+     * per sample, in the tars' order), also .tar.gz, .tgz, .tar.zst, .tar.xz, .tar.bz2 and .tar.lz4, whose images are
+     * first unpacked to an unlinked file in TMPDIR; what they hold counts up to spool_max_bytes. Their folders must be
+     * among dpi_options.data_folders. An image that cannot be had is a bad row (DPI_BAD_ROWS) with its name. */
     const char *const *inputs;
     size_t input_count;
     /* Sinks: "[NAME=]FILE.npy", "[NAME=]FILE.npz" (one archive with a member for each output that it is named for;
@@ -434,6 +435,8 @@ typedef struct dpi_run_options {
     uint32_t journal_interval_ms;     /* how much work a kill may cost; 0: 1,000 */
     const dpi_preprocess *preprocess; /* for sources of images; NULL: all by the model */
     uint32_t loader_threads;          /* of each worker, that decode images; 0: as many as it has processors */
+    uint64_t spool_max_bytes;         /* of what is kept in TMPDIR while it lasts: standard input that is a pipe, and
+                                         what compressed tars hold; for each source, 0: 64 GiB */
 } dpi_run_options;
 
 typedef struct dpi_run_result {

@@ -168,6 +168,7 @@ class CRunOptions(Structure):
         ("journal_interval_ms", c_uint32),
         ("preprocess", POINTER(CPreprocess)),
         ("loader_threads", c_uint32),
+        ("spool_max_bytes", c_uint64),
     ]
 
 

@@ -441,17 +441,20 @@ class Session:
         *,
         preprocess: Union[None, str, Preprocess] = None,
         loader_threads: int = 0,
+        spool_max_bytes: int = 0,
     ) -> int:
         """A data set in files, through all devices: workers read and write it themselves. Returns the number of rows.
 
         Args:
             inputs: "[NAME=]FILE.npy", "[NAME=]random:SHAPE:DTYPE:N" or images for each input: a folder, "photos/*.jpg",
-                "list.txt", "shards-{000..009}.tar"; their folders must be among the session's ``data_folders``.
+                "list.txt", "shards-{000..009}.tar" or ".tar.gz"; their folders must be among the session's ``data_folders``.
             outputs: "[NAME=]FILE.npy", "[NAME=]FILE.csv" or "none" for each output; they appear when whole. A run that was
                 stopped goes on where it ended when it is called again.
             progress: called with rows done and rows in all, about ten times a second.
             preprocess: how images become rows: a recipe's name ("imagenet", "clip", "none") or :class:`Preprocess`.
             loader_threads: of each worker, that decode images; 0: as many as it has processors.
+            spool_max_bytes: of what is kept in TMPDIR meanwhile: a pipe on standard input, what compressed tars hold; 0:
+                64 GiB.
 
         Raises:
             BadRows: done, but for rows that could not be had or computed (``on_bad_row="skip"``).
@@ -474,7 +477,7 @@ class Session:
         if preprocess is not None:
             how = Preprocess(preprocess) if isinstance(preprocess, str) else preprocess
             o.preprocess = ctypes.pointer(how._as_struct())
-        o.loader_threads = loader_threads
+        o.loader_threads, o.spool_max_bytes = loader_threads, spool_max_bytes
         o.progress, result.struct_size = _c.PROGRESS_FN(tell), ctypes.sizeof(_c.CRunResult)
         self._handle.enter()
         try:

@@ -36,6 +36,7 @@ typedef struct cli_options {
     bool preprocess_given, on_bad_row_given;
     double mean[3], std[3];
     uint32_t loader_threads;
+    uint64_t spool_max_bytes;
     char **folders[CLI_MAX_LIST]; /* of the sources of images: source_folders */
     const char *data_folders[CLI_MAX_LIST * 64];
 } cli_options;

@@ -23,9 +23,12 @@ static const char help[] =
     "Data\n"
     "    --input [NAME=]SOURCE     FILE.npy (may be larger than memory), FILE.npz[:MEMBER] (without a member, each\n"
     "                              input has the one of its name), raw:SHAPE:DTYPE:FILE (rows and nothing else),\n"
-    "                              - for a .npy file on standard input, raw:SHAPE:DTYPE:- (a pipe is kept in TMPDIR\n"
-    "                              while the run lasts, at most 64 GiB of it), random:SHAPE:DTYPE:N[:SEED], or\n"
-    "                              images: a folder, 'photos/*.jpg', list.txt, FILE.tar, shards-{000..009}.tar\n"
+    "                              - for a .npy file on standard input, raw:SHAPE:DTYPE:-, "
+    "random:SHAPE:DTYPE:N[:SEED],\n"
+    "                              or images: a folder, 'photos/*.jpg', list.txt, FILE.tar, shards-{000..009}.tar,\n"
+    "                              FILE.tar.gz (.tgz, .tar.zst, .tar.xz, .tar.bz2, .tar.lz4)\n"
+    "    --spool-max SIZE          how much of a pipe on standard input, or in compressed tars, is kept in TMPDIR\n"
+    "                              while the run lasts (64GiB)\n"
     "    --output [NAME=]SINK      FILE.npy, FILE.npz (a member for each output), FILE.csv or FILE.jsonl (best\n"
     "                              classes of each row), or none; naming outputs chooses them\n"
     "    --broadcast NAME=FILE.npy an input that is the same for all rows\n"
@@ -111,6 +114,12 @@ static void print_summary(const cli_options *o, const dpi_description *d, const 
 }
 
 /* One source that was given, for the input called `input` where it is an archive with a member for each. */
+static bool stop_asked(void *unused)
+{
+    (void)unused;
+    return cli_signal() != 0;
+}
+
 static dpi_status show_source(const cli_options *o, const char *spec, const dpi_tensor *input, dpi_error *error)
 {
     char text[256], *one = NULL;
@@ -118,7 +127,9 @@ static dpi_status show_source(const cli_options *o, const char *spec, const dpi_
     port want = {.dtype = input->dtype, .rank = input->rank};
     snprintf(want.name, sizeof want.name, "%s", input->name);
     memcpy(want.shape, input->shape, sizeof want.shape);
-    source_options options = {.want = &want, .preprocess = o->preprocess_given ? &o->preprocess : NULL};
+    source_options options = {.want = &want,
+                              .preprocess = o->preprocess_given ? &o->preprocess : NULL,
+                              .spool = {.max_bytes = o->spool_max_bytes, .stop = stop_asked}};
     dpi_status status = source_member_for(spec, input->name, &one, error);
     if (status || !one)
         return status;
@@ -329,6 +340,7 @@ int cmd_run(int argc, char **argv)
         run.journal_interval_ms = o.journal_interval_ms;
         run.preprocess = o.preprocess_given ? &o.preprocess : NULL;
         run.loader_threads = o.loader_threads;
+        run.spool_max_bytes = o.spool_max_bytes;
         l.progress.output = o.output_count ? o.outputs[0] : "";
         run.progress = show_progress;
         run.progress_context = &l;

@@ -58,6 +58,7 @@ enum {
     OPT_MAX_PIXELS,
     OPT_MAX_IMAGE_BYTES,
     OPT_LOADER_THREADS,
+    OPT_SPOOL_MAX,
     OPT_ROWS,
     OPT_TOP,
     OPT_LABELS,
@@ -123,6 +124,7 @@ static const struct option table[] = {
     {"max-pixels", 1, NULL, OPT_MAX_PIXELS},
     {"max-image-bytes", 1, NULL, OPT_MAX_IMAGE_BYTES},
     {"loader-threads", 1, NULL, OPT_LOADER_THREADS},
+    {"spool-max", 1, NULL, OPT_SPOOL_MAX},
     {"rows", 1, NULL, OPT_ROWS},
     {"top", 1, NULL, OPT_TOP},
     {"labels", 1, NULL, OPT_LABELS},
@@ -410,6 +412,7 @@ static bool option_belongs(int option, unsigned flags)
     case OPT_MAX_PIXELS:
     case OPT_MAX_IMAGE_BYTES:
     case OPT_LOADER_THREADS:
+    case OPT_SPOOL_MAX:
     case OPT_TOP:
     case OPT_LABELS:
     case OPT_ACCURACY:
@@ -548,6 +551,7 @@ static dpi_status take_option(cli_options *o, unsigned flags, int option, const 
     case OPT_NO_JOURNAL: o->no_journal = true; return DPI_OK;
     case OPT_JOURNAL_EVERY: return take_timeout("journal-every", value, &o->journal_interval_ms, error);
     case OPT_DRY_RUN: o->dry_run = true; return DPI_OK;
+    case OPT_SPOOL_MAX: return take_bytes("spool-max", value, &o->spool_max_bytes, error);
     case OPT_MODE: o->modes = value; return DPI_OK;
     case OPT_SCALING: o->scaling = true; return DPI_OK;
     case OPT_REPEATS: return take_number("repeats", value, 1, 1000, &o->repeats, error);

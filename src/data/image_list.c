@@ -178,12 +178,12 @@ dpi_status image_paths(const char *spec, path_list *paths, dpi_error *error)
     return !status && paths->failed ? error_set(error, DPI_E_SYSTEM, "out of memory") : status;
 }
 
-dpi_status image_list(const char *spec, const char *member, sample_list *list, dpi_error *error)
+dpi_status image_list(const char *spec, const image_wants *wants, sample_list *list, dpi_error *error)
 {
     path_list paths = {0};
     dpi_status status = image_paths(spec, &paths, error);
     if (!status && tar_spec(without_prefix(spec)))
-        status = tar_list(&paths, member, list, error);
+        status = tar_list(&paths, wants, list, error);
     else
         for (size_t i = 0; !status && i < paths.count; i++) {
             uint32_t name = sample_text(list, paths.items[i]);

@@ -8,9 +8,14 @@
  * images, lists or tars do, a pattern. */
 bool image_spec(const char *spec);
 bool image_suffix(const char *name);
-/* Adds the rows. DPI_E_DATA: nothing there, none of it an image, a tar that is compressed. `member` as in
- * dpi_preprocess. */
-dpi_status image_list(const char *spec, const char *member, sample_list *list, dpi_error *error);
+typedef struct image_wants {
+    const char *member;         /* as in dpi_preprocess */
+    uint64_t max_bytes;         /* of an image: larger ones of compressed tars are listed and not kept */
+    const spool_limits *limits; /* of compressed tars */
+} image_wants;
+/* Adds the rows; what compressed tars hold of them goes to list->spool. DPI_E_DATA: nothing there, none of it an image,
+ * more than the limits; DPI_E_IO: no room in TMPDIR; DPI_CANCELLED. */
+dpi_status image_list(const char *spec, const image_wants *wants, sample_list *list, dpi_error *error);
 
 /* Paths, malloc'd; path_list_free ends one. */
 typedef struct path_list {
@@ -27,6 +32,6 @@ dpi_status image_paths(const char *spec, path_list *paths, dpi_error *error);
 bool tar_spec(const char *spec);
 /* "a-{08..11}.tar" to its names. DPI_E_DATA: too many, or the braces are not a range of numbers. */
 dpi_status tar_expand(const char *spec, path_list *paths, dpi_error *error);
-dpi_status tar_list(const path_list *paths, const char *member, sample_list *list, dpi_error *error);
+dpi_status tar_list(const path_list *paths, const image_wants *wants, sample_list *list, dpi_error *error);
 
 #endif

@@ -23,7 +23,8 @@ static bool has_end(const char *text, const char *end)
 
 bool tar_spec(const char *spec)
 {
-    static const char *const ends[] = {".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2"};
+    static const char *const ends[] = {".tar",    ".tar.gz", ".tgz",     ".tar.zst", ".tzst",
+                                       ".tar.xz", ".txz",    ".tar.bz2", ".tar.lz4"};
     bool is = false;
     for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++)
         is |= has_end(spec, ends[i]);
@@ -68,6 +69,11 @@ typedef struct reader {
     char *key; /* of the sample that is being read, malloc'd */
     sample_row row;
     bool cut; /* a member reaches beyond the end */
+    /* of a compressed one */
+    uint64_t max_bytes; /* of an image that is kept */
+    uint64_t left;      /* of the member that is being kept */
+    dpi_status status;
+    dpi_error *error;
 } reader;
 
 static void end_sample(reader *r)
@@ -94,24 +100,25 @@ static bool is_wanted(const reader *r, const char *suffix)
            image_suffix(dotted);
 }
 
-static bool take_member(void *context, const tar_member *m)
+/* From here on the sample in hand is the member's. Its suffix, where that is what is wanted of it; else NULL. */
+static const char *wanted_of_sample(reader *r, const char *member, sample_place place)
 {
-    reader *r = context;
-    const char *slash = strrchr(m->name, '/'), *base = slash ? slash + 1 : m->name, *dot = strchr(base, '.');
+    const char *slash = strrchr(member, '/'), *base = slash ? slash + 1 : member, *dot = strchr(base, '.');
     if (!dot || dot == base)
-        return true; /* no sample: hidden, or without a suffix */
-    size_t length = (size_t)(dot - m->name);
-    if (!r->key || strlen(r->key) != length || memcmp(r->key, m->name, length) != 0) {
+        return NULL; /* no sample: hidden, or without a suffix */
+    size_t length = (size_t)(dot - member);
+    if (!r->key || strlen(r->key) != length || memcmp(r->key, member, length) != 0) {
         end_sample(r);
-        r->key = strndup(m->name, length);
+        r->key = strndup(member, length);
         r->list->failed |= !r->key;
-        r->row = (sample_row){.path = r->path_text, .in_tar = 1};
+        r->row = (sample_row){.path = r->path_text, .place = place};
     }
-    bool cut = m->bytes > r->file_bytes || m->offset > r->file_bytes - m->bytes;
-    r->cut |= cut;
-    if (r->row.bytes || r->row.problem || !is_wanted(r, dot + 1))
-        return true;
-    r->row.offset = m->offset;
+    return !r->row.bytes && !r->row.problem && is_wanted(r, dot + 1) ? dot + 1 : NULL;
+}
+
+static void take_place(reader *r, const tar_member *m, uint64_t offset, bool cut)
+{
+    r->row.offset = offset;
     r->row.bytes = m->bytes;
     const char *problem = cut              ? "the tar is cut short within it"
                           : !m->bytes      ? "is empty"
@@ -119,6 +126,16 @@ static bool take_member(void *context, const tar_member *m)
                                            : NULL;
     if (problem)
         r->row.problem = sample_text(r->list, problem);
+}
+
+static bool take_member(void *context, const tar_member *m)
+{
+    reader *r = context;
+    bool cut = m->bytes > r->file_bytes || m->offset > r->file_bytes - m->bytes;
+    const char *suffix = wanted_of_sample(r, m->name, SAMPLE_IN_TAR);
+    r->cut |= cut;
+    if (suffix)
+        take_place(r, m, m->offset, cut);
     return true;
 }
 
@@ -129,7 +146,10 @@ static void warn(sample_list *list, const char *path, const char *why)
     free(before);
 }
 
-static dpi_status refuse_compressed(int fd, const char *path, dpi_error *error)
+/* ---- a compressed one ------------------------------------------------------------------------------------------- */
+
+/* What unpacks the file; NULL where it is not compressed. */
+static const char *tool_for(int fd)
 {
     static const struct {
         const char *magic, *tool;
@@ -137,6 +157,7 @@ static dpi_status refuse_compressed(int fd, const char *path, dpi_error *error)
     } known[] = {{"\x1f\x8b", "gunzip", 2},
                  {"\x28\xb5\x2f\xfd", "zstd -d", 4},
                  {"BZh", "bunzip2", 3},
+                 {"\x04\x22\x4d\x18", "lz4 -d", 4},
                  {"\xfd"
                   "7zXZ",
                   "unxz", 5}};
@@ -144,26 +165,70 @@ static dpi_status refuse_compressed(int fd, const char *path, dpi_error *error)
     ssize_t n = pread(fd, head, sizeof head, 0);
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
         if (n >= (ssize_t)known[i].length && memcmp(head, known[i].magic, known[i].length) == 0)
-            return error_set(error, DPI_E_DATA,
-                             "%s is compressed, and its members cannot be read in any order; unpack it with %s", path,
-                             known[i].tool);
-    return DPI_OK;
+            return known[i].tool;
+    return NULL;
 }
 
-static dpi_status scan_tar(const tar_module *module, int fd, reader *r, dpi_error *error)
+static bool take_packed_member(void *context, const tar_member *m)
+{
+    reader *r = context;
+    r->left = 0;
+    if (!wanted_of_sample(r, m->name, SAMPLE_IN_SPOOL))
+        return true;
+    take_place(r, m, r->list->spool.written, false);
+    if (!r->row.problem && m->bytes <= r->max_bytes) /* a larger one is a bad row whatever it holds */
+        r->left = m->bytes;
+    return true;
+}
+
+static bool take_piece(void *context, const void *data, size_t bytes)
+{
+    reader *r = context;
+    size_t part = !data ? 0 : bytes < r->left ? bytes : (size_t)r->left;
+    r->status = spool_count(&r->list->spool, bytes, r->path, r->error);
+    if (!r->status && part)
+        r->status = spool_write(&r->list->spool, data, part, r->error);
+    r->left -= part;
+    return !r->status;
+}
+
+static dpi_status unpack_tar(const tar_module *module, int fd, reader *r, const spool_limits *limits, tar_end *end,
+                             char *why, size_t size)
+{
+    spool *to = &r->list->spool;
+    r->status = to->limits ? DPI_OK : spool_begin(limits, to, r->error);
+    if (r->status)
+        return r->status;
+    *end = module->unpack(fd, take_packed_member, take_piece, r, why, size);
+    if (r->left && *end == TAR_DAMAGED) {
+        r->cut = true;
+        r->row.problem = sample_text(r->list, "the tar is cut short or damaged within it");
+    }
+    return r->status;
+}
+
+/* ---- all of them ------------------------------------------------------------------------------------------------ */
+
+static dpi_status read_tar(const tar_module *module, int fd, reader *r, const spool_limits *limits, dpi_error *error)
 {
     struct stat info;
     char why[256] = "";
     if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode))
         return error_set(error, DPI_E_DATA, "%s is no regular file", r->path);
-    dpi_status status = refuse_compressed(fd, r->path, error);
-    if (status)
-        return status;
-    r->file_bytes = (uint64_t)info.st_size;
+    const char *tool = tool_for(fd);
+    tar_end end = TAR_DAMAGED;
     size_t before = r->list->count;
-    tar_end end = module->scan(fd, take_member, r, why, sizeof why);
+    r->file_bytes = (uint64_t)info.st_size;
+    r->error = error;
+    if (!tool)
+        end = module->scan(fd, take_member, r, why, sizeof why);
+    else if (unpack_tar(module, fd, r, limits, &end, why, sizeof why))
+        return r->status;
     bool none = r->list->count == before && !r->key;
     end_sample(r);
+    if (none && end == TAR_DAMAGED && tool)
+        return error_set(error, DPI_E_DATA, "%s holds no tar that can be unpacked (%s); %s may say more", r->path, why,
+                         tool);
     if (none && end == TAR_DAMAGED)
         return error_set(error, DPI_E_DATA, "%s is no tar: %s", r->path, why);
     if (end == TAR_DAMAGED || r->cut)
@@ -175,7 +240,7 @@ static dpi_status scan_tar(const tar_module *module, int fd, reader *r, dpi_erro
     return DPI_OK;
 }
 
-dpi_status tar_list(const path_list *paths, const char *member, sample_list *list, dpi_error *error)
+dpi_status tar_list(const path_list *paths, const image_wants *wants, sample_list *list, dpi_error *error)
 {
     const tar_module *module = module_load("tar", TAR_MODULE_SYMBOL, TAR_MODULE_VERSION, "libarchive-dev", error);
     dpi_status status = module ? DPI_OK : DPI_E_BACKEND;
@@ -184,9 +249,13 @@ dpi_status tar_list(const path_list *paths, const char *member, sample_list *lis
         int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
         if (fd < 0)
             return error_set_errno(error, DPI_E_DATA, errno, "cannot open %s", path);
-        reader r = {.list = list, .path = path, .member = member, .path_text = sample_text(list, path)};
+        reader r = {.list = list,
+                    .path = path,
+                    .member = wants->member,
+                    .max_bytes = wants->max_bytes,
+                    .path_text = sample_text(list, path)};
         sample_mark(list, path);
-        status = scan_tar(module, fd, &r, error);
+        status = read_tar(module, fd, &r, wants->limits, error);
         free(r.key);
         close(fd);
     }

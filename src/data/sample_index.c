@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 #define INDEX_MAGIC   0x5844494du /* "MIDX" */
-#define INDEX_VERSION 1u
+#define INDEX_VERSION 2u
 
 typedef struct index_head {
     uint32_t magic, version;
@@ -68,6 +68,7 @@ void sample_list_free(sample_list *list)
     free(list->rows);
     free(list->warning);
     text_free(&list->strings);
+    spool_drop(&list->spool);
     hash_end(list->marks);
     *list = (sample_list){0};
 }

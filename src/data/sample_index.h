@@ -9,14 +9,21 @@
 #include "base/hash.h"
 #include "base/text.h"
 #include "data/image_plan.h"
+#include "data/spool.h"
 
 /* A string is its offset among the strings, 0 for none. */
 typedef struct sample_row {
-    uint64_t offset, bytes; /* in_tar: where in the file the image is */
+    uint64_t offset, bytes; /* of the image within a tar or the spool */
     uint32_t path, name;    /* of the file; of the row */
     uint32_t problem;       /* why the row is bad already */
-    uint32_t in_tar;
+    uint32_t place;         /* sample_place */
 } sample_row;
+
+typedef enum sample_place {
+    SAMPLE_IS_FILE,
+    SAMPLE_IN_TAR,
+    SAMPLE_IN_SPOOL, /* its tar is compressed */
+} sample_place;
 
 /* Being made. Zero-initialise; sample_list_free ends one. */
 typedef struct sample_list {
@@ -25,6 +32,7 @@ typedef struct sample_list {
     text_buffer strings;
     hash_state *marks; /* of the files: sizes and times */
     char *warning;     /* malloc'd: what is wrong with the source as a whole */
+    spool spool;       /* images of compressed tars, one after another; zero where there are none */
     bool failed;       /* out of memory, or more than 4 GiB of names */
 } sample_list;
 

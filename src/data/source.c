@@ -3,6 +3,7 @@
 #include "data/source_kind.h"
 
 #include <assert.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -28,7 +29,7 @@ static const source_kind *kind_of(const char *spec, const source_options *option
 
 /* `kind` NULL: there is none for it. */
 static dpi_status open_kind(const char *spec, const source_kind *kind, const source_options *options, int fd,
-                            source **out, dpi_error *error)
+                            int spool_fd, source **out, dpi_error *error)
 {
     *out = NULL;
     source *s = calloc(1, sizeof *s);
@@ -36,9 +37,11 @@ static dpi_status open_kind(const char *spec, const source_kind *kind, const sou
         free(s);
         return error_set(error, DPI_E_SYSTEM, "out of memory");
     }
-    s->fd = s->file_fd = s->index.fd = -1;
+    s->fd = s->file_fd = s->index.fd = s->spool_fd = -1;
     s->kind = kind;
     s->options = options;
+    if (spool_fd >= 0)
+        s->spool_fd = fcntl(spool_fd, F_DUPFD_CLOEXEC, 3);
     dpi_status status = kind
                             ? kind->open(s, fd, error)
                             : error_set(error, DPI_E_DATA,
@@ -59,17 +62,17 @@ static dpi_status open_kind(const char *spec, const source_kind *kind, const sou
 
 dpi_status source_open(const char *spec, int fd, source **out, dpi_error *error)
 {
-    return open_kind(spec, kind_of(spec, NULL), NULL, fd, out, error);
+    return open_kind(spec, kind_of(spec, NULL), NULL, fd, -1, out, error);
 }
 
 dpi_status source_open_for(const char *spec, const source_options *options, source **out, dpi_error *error)
 {
-    return open_kind(spec, kind_of(spec, options), options, -1, out, error);
+    return open_kind(spec, kind_of(spec, options), options, -1, -1, out, error);
 }
 
-dpi_status source_open_index(const char *spec, int fd, source **out, dpi_error *error)
+dpi_status source_open_index(const char *spec, int fd, int spool_fd, source **out, dpi_error *error)
 {
-    return open_kind(spec, &source_images, NULL, fd, out, error);
+    return open_kind(spec, &source_images, NULL, fd, spool_fd, out, error);
 }
 
 void source_close(source *s)
@@ -89,6 +92,7 @@ const char *source_spec(const source *s) { return s->spec; }
 const char *source_worker_spec(const source *s) { return s->worker_spec ? s->worker_spec : s->spec; }
 int source_fd(const source *s) { return s->fd; }
 int source_file_fd(const source *s) { return s->file_fd; }
+int source_spool_fd(const source *s) { return s->spool_fd; }
 
 const char *source_row_name(const source *s, uint64_t row, char buffer[SOURCE_NAME_SIZE])
 {

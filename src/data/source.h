@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/tensor.h"
+#include "data/spool.h"
 
 typedef struct source source;
 
@@ -27,23 +28,25 @@ dpi_status source_member_for(const char *spec, const char *port, char **out, dpi
 void source_close(source *s); /* NULL is fine */
 
 /* The same for a run's caller, and sources of images besides (data/image_list.h): their rows follow the input `want`
- * and `preprocess` (may be NULL). Also DPI_E_ARGUMENT, where those do not fit; DPI_E_BACKEND: built without libarchive.
- */
+ * and `preprocess` (may be NULL). Also DPI_E_ARGUMENT, where those do not fit; DPI_E_BACKEND: built without libarchive;
+ * DPI_E_IO, DPI_CANCELLED: compressed tars, which are unpacked to a spool. */
 typedef struct source_options {
     const port *want;
     const dpi_preprocess *preprocess;
+    spool_limits spool; /* of compressed tars */
 } source_options;
 dpi_status source_open_for(const char *spec, const source_options *options, source **out, dpi_error *error);
-/* A worker's: images by the index that the caller's source_fd is. DPI_E_BACKEND: built without libvips; DPI_E_ARGUMENT:
- * this process may not read their folder. */
-dpi_status source_open_index(const char *spec, int fd, source **out, dpi_error *error);
+/* A worker's: images by the index that the caller's source_fd is, and its source_spool_fd, which are dup'ed.
+ * DPI_E_BACKEND: built without libvips; DPI_E_ARGUMENT: this process may not read their folder. */
+dpi_status source_open_index(const char *spec, int fd, int spool_fd, source **out, dpi_error *error);
 
 const port *source_port(const source *s); /* name "", dtype, rank, shape with shape[0] the number of rows */
 uint64_t source_rows(const source *s);
 const char *source_spec(const source *s);
 /* What a worker opens the source by, together with source_fd: the spec, or what the caller has found out already. */
 const char *source_worker_spec(const source *s);
-int source_fd(const source *s); /* where the rows are, or the index of images; -1 for random: */
+int source_fd(const source *s);       /* where the rows are, or the index of images; -1 for random: */
+int source_spool_fd(const source *s); /* where the images of compressed tars are; -1: there are none */
 /* The file that the user has named: another one for inflated members, -1 for images and random: */
 int source_file_fd(const source *s);
 

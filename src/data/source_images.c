@@ -40,7 +40,11 @@ static dpi_status list_images(source *s, dpi_error *error)
     if (status)
         return error_prefix(error, "%s", s->spec);
     sample_list list = {0};
-    status = image_list(s->spec, o->preprocess ? o->preprocess->member : NULL, &list, error);
+    image_wants wants = {
+        .member = o->preprocess ? o->preprocess->member : NULL, .max_bytes = plan.max_bytes, .limits = &o->spool};
+    status = image_list(s->spec, &wants, &list, error);
+    if (!status && list.spool.limits)
+        status = spool_end(&list.spool, &s->spool_fd, error);
     if (!status)
         status = sample_index_make(&list, &plan, &s->index, error);
     if (!status) {
@@ -126,6 +130,8 @@ static dpi_status images_open(source *s, int fd, dpi_error *error)
 static void images_close(source *s)
 {
     sample_index_close(&s->index);
+    if (s->spool_fd >= 0)
+        close(s->spool_fd);
     free(s->fact);
     free(s->warning);
     free(s->table);
@@ -167,13 +173,14 @@ static dpi_status read_bytes(int fd, const sample_row *row, uint64_t limit, row_
     struct stat info;
     if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode))
         return error_set(error, DPI_E_DATA, "is no regular file");
-    uint64_t want = row->in_tar ? row->bytes : (uint64_t)info.st_size;
+    bool part = row->place != SAMPLE_IS_FILE;
+    uint64_t want = part ? row->bytes : (uint64_t)info.st_size;
     if (want > limit)
         return error_set(error, DPI_E_DATA, "has %llu bytes, and %llu are allowed (--max-image-bytes)",
                          (unsigned long long)want, (unsigned long long)limit);
     /* Files differ in size: one that does not fit is a bad row, and not the end of the others. */
     dpi_status status = grow(&scratch->file, &scratch->file_bytes, (size_t)want, error) ? DPI_E_DATA : DPI_OK;
-    if (!status && want && file_read_at(fd, scratch->file, (size_t)want, row->in_tar ? row->offset : 0, "it", error))
+    if (!status && want && file_read_at(fd, scratch->file, (size_t)want, part ? row->offset : 0, "it", error))
         status = DPI_E_DATA;
     *bytes = (size_t)want;
     return status;
@@ -185,6 +192,8 @@ static dpi_status read_file(const source *s, const sample_row *row, row_scratch 
     char path[PATH_MAX];
     if (row->problem)
         return error_set(error, DPI_E_DATA, "%s", sample_string(&s->index, row->problem));
+    if (row->place == SAMPLE_IN_SPOOL)
+        return read_bytes(s->spool_fd, row, s->index.plan->max_bytes, scratch, bytes, error);
     if (!path_of(s, row, path))
         return error_set(error, DPI_E_DATA, "has too long a name");
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);

@@ -34,6 +34,7 @@ struct source {
     /* images */
     const source_options *options; /* the caller's, while it opens */
     sample_index index;
+    int spool_fd; /* images of compressed tars; -1: none */
     char *fact, *warning;
     const image_module *module; /* worker's: the decoder */
     void *table;                /* worker's: image_plan_table */

@@ -1,11 +1,13 @@
 #include "data/spool.h"
 
+#include "base/clock.h"
 #include "base/file.h"
 #include "base/text.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -14,42 +16,90 @@
 #define PIECE  (1u << 20)
 #define ASK_MS 100
 
+/* ---- a file ----------------------------------------------------------------------------------------------------- */
+
 static const char *folder(void)
 {
     const char *tmp = getenv("TMPDIR");
     return tmp && *tmp ? tmp : "/tmp";
 }
 
-static dpi_status make_file(int *fd, dpi_error *error)
+dpi_status spool_begin(const spool_limits *limits, spool *s, dpi_error *error)
 {
-    *fd = open(folder(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-    if (*fd < 0) { /* a file system without nameless files */
-        char *name = text_format("%s/dpinfer-stdin-XXXXXX", folder());
-        *fd = name ? mkostemp(name, O_CLOEXEC) : -1;
+    *s = (spool){.limits = limits, .fd = open(folder(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600)};
+    if (s->fd < 0) { /* a file system without nameless files */
+        char *name = text_format("%s/dpinfer-spool-XXXXXX", folder());
+        s->fd = name ? mkostemp(name, O_CLOEXEC) : -1;
         int number = errno;
-        if (*fd >= 0)
+        if (s->fd >= 0)
             unlink(name);
         free(name);
         errno = number;
     }
-    return *fd >= 0 ? DPI_OK
-                    : error_set_errno(error, DPI_E_IO, errno, "cannot make a file for standard input in %s; set TMPDIR",
-                                      folder());
+    if (s->fd >= 0)
+        return DPI_OK;
+    dpi_status status = error_set_errno(error, DPI_E_IO, errno, "cannot make a file in %s; set TMPDIR", folder());
+    *s = (spool){0};
+    return status;
 }
 
-/* How much the file may hold: past RLIMIT_FSIZE the kernel would send a signal that ends the program. */
-static uint64_t most_bytes(void)
+static bool stopped(const spool_limits *limits) { return limits->stop && limits->stop(limits->context); }
+
+dpi_status spool_count(spool *s, size_t bytes, const char *what, dpi_error *error)
 {
-    struct rlimit limit;
-    bool known = getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY;
-    return known && limit.rlim_cur < SPOOL_MOST_BYTES ? limit.rlim_cur : SPOOL_MOST_BYTES;
+    uint64_t most = s->limits->max_bytes ? s->limits->max_bytes : SPOOL_MOST_BYTES;
+    int64_t now = clock_now_ns();
+    if (now - s->asked_ns > ASK_MS * 1000000ll) {
+        s->asked_ns = now;
+        if (stopped(s->limits))
+            return error_set(error, DPI_CANCELLED, "stopped while %s was read", what);
+    }
+    if (bytes > most - s->counted)
+        return error_set(error, DPI_E_DATA,
+                         "%s has more than the %llu bytes that may be kept in TMPDIR; --spool-max SIZE "
+                         "(spool_max_bytes) allows more",
+                         what, (unsigned long long)most);
+    s->counted += bytes;
+    return DPI_OK;
 }
+
+dpi_status spool_write(spool *s, const void *data, size_t bytes, dpi_error *error)
+{
+    struct rlimit limit; /* past it the kernel would send a signal that ends the program */
+    dpi_error why;
+    if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && bytes > limit.rlim_cur - s->written)
+        return error_set(error, DPI_E_IO, "no file may be larger than %llu bytes (ulimit -f), and one in %s would be",
+                         (unsigned long long)limit.rlim_cur, folder());
+    if (file_write_at(s->fd, data, bytes, s->written, "the file of what is read", &why))
+        return error_set(error, DPI_E_IO, "%s (in %s: TMPDIR names another folder)", why.message, folder());
+    s->written += bytes;
+    return DPI_OK;
+}
+
+dpi_status spool_end(spool *s, int *fd, dpi_error *error)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", s->fd);
+    *fd = open(path, O_RDONLY | O_CLOEXEC);
+    dpi_status status = *fd >= 0 ? DPI_OK : error_set_errno(error, DPI_E_SYSTEM, errno, "cannot open %s", path);
+    spool_drop(s);
+    return status;
+}
+
+void spool_drop(spool *s)
+{
+    if (s->limits)
+        close(s->fd);
+    *s = (spool){0};
+}
+
+/* ---- standard input --------------------------------------------------------------------------------------------- */
 
 /* The next piece; 0 bytes at the end. */
-static dpi_status next_piece(int in, bool (*stop)(void *), void *context, void *piece, size_t *bytes, dpi_error *error)
+static dpi_status next_piece(int in, const spool_limits *limits, void *piece, size_t *bytes, dpi_error *error)
 {
     for (;;) {
-        if (stop && stop(context))
+        if (stopped(limits))
             return error_set(error, DPI_CANCELLED, "stopped while standard input was read");
         struct pollfd p = {.fd = in, .events = POLLIN};
         if (poll(&p, 1, ASK_MS) <= 0) /* nothing yet, or a signal */
@@ -64,33 +114,25 @@ static dpi_status next_piece(int in, bool (*stop)(void *), void *context, void *
     }
 }
 
-static dpi_status copy_all(int in, int to, bool (*stop)(void *), void *context, hash_state *hash, dpi_error *error)
+static dpi_status copy_all(int in, spool *to, hash_state *hash, dpi_error *error)
 {
     void *piece = malloc(PIECE);
-    uint64_t total = 0, most = most_bytes();
     size_t got = 1;
     dpi_status status = piece ? DPI_OK : error_set(error, DPI_E_SYSTEM, "out of memory");
     while (!status && got) {
-        status = next_piece(in, stop, context, piece, &got, error);
-        if (!status && got > most - total)
-            status =
-                error_set(error, DPI_E_DATA,
-                          "standard input has more than the %llu bytes that are kept of it; write it to a file and "
-                          "give that",
-                          (unsigned long long)most);
-        dpi_error why;
-        if (!status && file_write_at(to, piece, got, total, "the copy of standard input", &why))
-            status = error_set(error, DPI_E_IO, "%s (in %s: TMPDIR names another folder)", why.message, folder());
+        status = next_piece(in, to->limits, piece, &got, error);
+        if (!status)
+            status = spool_count(to, got, "standard input", error);
+        if (!status)
+            status = spool_write(to, piece, got, error);
         if (!status)
             hash_add(hash, piece, got);
-        total += status ? 0 : got;
     }
     free(piece);
     return status;
 }
 
-dpi_status spool_read(int in, bool (*stop)(void *), void *context, int *fd, char content[HASH_HEX_SIZE],
-                      dpi_error *error)
+dpi_status spool_read(int in, const spool_limits *limits, int *fd, char content[HASH_HEX_SIZE], dpi_error *error)
 {
     struct stat info;
     *fd = -1;
@@ -104,14 +146,14 @@ dpi_status spool_read(int in, bool (*stop)(void *), void *context, int *fd, char
         return *fd >= 0 ? DPI_OK : error_set_errno(error, DPI_E_SYSTEM, errno, "cannot keep standard input");
     }
     hash_state *hash = hash_new();
-    int to = -1;
-    dpi_status status = hash ? make_file(&to, error) : error_set(error, DPI_E_SYSTEM, "out of memory");
+    spool to = {0};
+    dpi_status status = hash ? spool_begin(limits, &to, error) : error_set(error, DPI_E_SYSTEM, "out of memory");
     if (!status)
-        status = copy_all(in, to, stop, context, hash, error);
+        status = copy_all(in, &to, hash, error);
     if (hash)
         hash_to_hex(hash_end(hash), content);
-    if (status && to >= 0)
-        close(to);
-    *fd = status ? -1 : to;
+    if (!status)
+        return spool_end(&to, fd, error);
+    spool_drop(&to);
     return status;
 }

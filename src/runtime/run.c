@@ -66,13 +66,14 @@ static dpi_status open_source(run *r, size_t at, const char *spec, dpi_error *er
 {
     int fd = -1;
     dpi_status status = DPI_OK;
+    spool_limits limits = {.max_bytes = r->o->spool_max_bytes, .stop = stop_asked, .context = r};
     if (source_is_stdin(spec) && r->stdin_taken)
         return error_set(error, DPI_E_ARGUMENT, "standard input can be the source of one input only");
     if (source_is_stdin(spec)) {
         r->stdin_taken = true;
-        status = spool_read(STDIN_FILENO, stop_asked, r, &fd, r->stdin_content, error);
+        status = spool_read(STDIN_FILENO, &limits, &fd, r->stdin_content, error);
     }
-    source_options options = {.want = &r->s->sig.inputs[at], .preprocess = r->o->preprocess};
+    source_options options = {.want = &r->s->sig.inputs[at], .preprocess = r->o->preprocess, .spool = limits};
     if (!status)
         status = fd >= 0 ? source_open(spec, fd, &r->sources[at], error)
                          : source_open_for(spec, &options, &r->sources[at], error);
@@ -246,11 +247,11 @@ static dpi_status open_sinks(run *r, dpi_error *error)
 
 /* ---- telling the workers ---------------------------------------------------------------------------------------- */
 
-static void add_fd(json_t *object, int fd, int *fds, size_t *count)
+static void add_fd(json_t *object, const char *key, int fd, int *fds, size_t *count)
 {
     if (fd < 0 || *count >= CHANNEL_MAX_FDS)
         return;
-    json_object_set_new(object, "fd", json_integer((json_int_t)*count));
+    json_object_set_new(object, key, json_integer((json_int_t)*count));
     fds[(*count)++] = fd;
 }
 
@@ -274,7 +275,8 @@ static dpi_status tell_workers(run *r, dpi_error *error)
         if (r->sources[i]) {
             json_object_set_new(one, "spec", json_string(source_worker_spec(r->sources[i])));
             json_object_set_new(one, "dear", json_boolean(source_is_dear(r->sources[i])));
-            add_fd(one, source_fd(r->sources[i]), fds, &fd_count);
+            add_fd(one, "fd", source_fd(r->sources[i]), fds, &fd_count);
+            add_fd(one, "spool", source_spool_fd(r->sources[i]), fds, &fd_count);
         }
         json_array_append_new(sources, one);
     }
@@ -282,7 +284,7 @@ static dpi_status tell_workers(run *r, dpi_error *error)
         json_t *one = json_pack("{s:I, s:i, s:s}", "data_offset", (json_int_t)sink_data_offset(r->sinks[o]), "top",
                                 (int)(r->record_bytes[o] / sizeof(sink_top)), "name", sink_spec(r->sinks[o]));
         if (one)
-            add_fd(one, sink_fd(r->sinks[o]), fds, &fd_count);
+            add_fd(one, "fd", sink_fd(r->sinks[o]), fds, &fd_count);
         json_array_append_new(sinks, one ? one : json_object());
     }
     json_t *question = json_pack("{s:s, s:I, s:o, s:o, s:I, s:I}", "what", "job", "job", (json_int_t)r->job, "sources",

@@ -52,10 +52,10 @@ void worker_job_drop(worker *w, uint32_t id)
     }
 }
 
-static int take_fd(const json_t *json, int *fds, size_t fd_count)
+static int take_fd(const json_t *json, const char *key, int *fds, size_t fd_count)
 {
-    json_int_t index =
-        json_is_integer(json_object_get(json, "fd")) ? json_integer_value(json_object_get(json, "fd")) : -1;
+    const json_t *number = json_object_get(json, key);
+    json_int_t index = json_is_integer(number) ? json_integer_value(number) : -1;
     if (index < 0 || (size_t)index >= fd_count)
         return -1;
     int fd = fds[index];
@@ -70,13 +70,15 @@ static dpi_status open_source(worker *w, worker_job *job, const json_t *json, in
     size_t i = job->source_count++;
     if (!spec)
         return DPI_OK; /* a broadcast input */
-    int fd = take_fd(json, fds, fd_count);
+    int fd = take_fd(json, "fd", fds, fd_count), spool_fd = take_fd(json, "spool", fds, fd_count);
     dpi_status status = json_is_true(json_object_get(json, "dear"))
-                            ? source_open_index(spec, fd, &job->sources[i], error)
+                            ? source_open_index(spec, fd, spool_fd, &job->sources[i], error)
                             : source_open(spec, fd, &job->sources[i], error);
     job->dear |= !status && source_is_dear(job->sources[i]);
     if (fd >= 0)
         close(fd);
+    if (spool_fd >= 0)
+        close(spool_fd);
     const void *start;
     size_t bytes;
     if (!status && !w->setup.device.in_caller && source_mapping(job->sources[i], &start, &bytes))
@@ -88,7 +90,7 @@ static void open_sink(worker_job *job, const json_t *json, int *fds, size_t fd_c
 {
     job_sink *to = &job->sinks[job->sink_count++];
     const char *name = json_string_value(json_object_get(json, "name"));
-    to->fd = take_fd(json, fds, fd_count);
+    to->fd = take_fd(json, "fd", fds, fd_count);
     to->data_offset = (uint64_t)json_integer_value(json_object_get(json, "data_offset"));
     to->top = (size_t)json_integer_value(json_object_get(json, "top"));
     snprintf(to->name, sizeof to->name, "%s", name ? name : "?");

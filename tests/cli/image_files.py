@@ -109,6 +109,25 @@ def vips():
         return None
 
 
+def by_libarchive(data, how):
+    """`data` compressed by "zstd" or "lz4"."""
+    library = ctypes.CDLL(ctypes.util.find_library("archive") or "libarchive.so.13")
+    for name in ("archive_write_new", "archive_entry_new"):
+        getattr(library, name).restype = ctypes.c_void_p
+    a, entry, used = ctypes.c_void_p(library.archive_write_new()), ctypes.c_void_p(library.archive_entry_new()), ctypes.c_size_t()
+    out = ctypes.create_string_buffer(len(data) + 65536)
+    assert getattr(library, f"archive_write_add_filter_{how}")(a) == 0, how
+    library.archive_write_set_format_raw(a)
+    library.archive_write_set_bytes_in_last_block(a, 1)
+    library.archive_write_open_memory(a, out, ctypes.c_size_t(len(out)), ctypes.byref(used))
+    library.archive_entry_set_filetype(entry, 0o100000)
+    library.archive_write_header(a, entry)
+    library.archive_write_data.restype = ctypes.c_ssize_t
+    assert library.archive_write_data(a, data, ctypes.c_size_t(len(data))) == len(data)
+    library.archive_write_close(a)
+    return out.raw[: used.value]
+
+
 def tar(members):
     """An uncompressed tar of (name, bytes) pairs; where each one's content begins."""
     out = io.BytesIO()

@@ -14,7 +14,7 @@ import numpy
 import onnx
 from onnx import TensorProto, helper
 
-from image_files import photo, png, png_of_parts, resize_and_crop, resized, tar, vips
+from image_files import by_libarchive, photo, png, png_of_parts, resize_and_crop, resized, tar, vips
 
 DPINFER, BUILD = os.environ["DPINFER"], pathlib.Path(os.environ["DPI_BUILD"])
 if not (BUILD / "dpinfer-images.so").exists():
@@ -264,6 +264,15 @@ def workers_of(process):
     return [int(pid) for pid in out.split()]
 
 
+def wait_for_records(process, journal, count):
+    """Until the run has recorded rows so many times, or has ended."""
+    states = set()
+    while len(states) <= count and process.poll() is None:
+        if journal.exists():
+            states.add(journal.stat().st_size)
+        time.sleep(0.002)
+
+
 def test_killed_workers():
     write("many", {f"{i:03}.png": png(photo(120 + i, 150, i)) for i in range(80)})
     write("many", {"007.png": b"", "041.png": b"junk"})
@@ -280,8 +289,11 @@ def test_killed_workers():
     want = (work / "whole.npy").read_bytes()
     process, killed = start("killed.npy"), 0
     while process.poll() is None and killed < 3:
-        time.sleep(0.12)
-        for pid in workers_of(process)[:1] if (work / "killed.npy.part").exists() else []:
+        told = (work / "killed.npy.json").read_text() if (work / "killed.npy.part").exists() else ""
+        if told.count('"started"') < 2 + killed: # both workers, and a successor of each that was killed
+            time.sleep(0.002)
+            continue
+        for pid in workers_of(process)[:1]:
             try:
                 os.kill(pid, signal.SIGKILL)
                 killed += 1
@@ -294,9 +306,8 @@ def test_killed_workers():
     check(sorted(bad) == [7, 41], f"bad rows were told as {bad}")
     for turn in range(40):
         process = start("resumed.npy")
-        time.sleep(0.25 + 0.03 * turn)
-        if process.poll() is None:
-            process.kill()
+        wait_for_records(process, work / "resumed.npy.journal", 1 + turn % 3)
+        process.kill()
         text = process.communicate()[1]
         if process.returncode != -signal.SIGKILL:
             break
@@ -360,11 +371,133 @@ def test_tars():
         (work / "size.tar").write_bytes(data)
         got, text = rows_of("--input", "size.tar", code=3)
         check(len(got) == 3 and (got[:2] == flat[:2]).all() and "cut short" in text, f"a member of size {size}: {text}")
-    (work / "z.tar.gz").write_bytes(b"\x1f\x8b" + bytes(100))
-    refused("gunzip", "--input", "z.tar.gz")
     (work / "no.tar").write_bytes(b"this is no tar" * 100)
     refused("is no tar", "--input", "no.tar")
     refused("cannot open", "--input", "tars/s-{02..03}.tar")
+
+
+def packed(data, suffix):
+    import bz2
+    import gzip
+    import lzma
+    own = {"gz": lambda: gzip.compress(data), "tgz": lambda: gzip.compress(data), "xz": lambda: lzma.compress(data),
+           "bz2": lambda: bz2.compress(data)}
+    return own[suffix]() if suffix in own else by_libarchive(data, {"zst": "zstd", "lz4": "lz4"}[suffix])
+
+
+def test_packed_tars():
+    pictures = [png(photo(70, 80, i)) for i in range(6)]
+    whole = tar([(f"{i}.{suffix}", data) for i in range(6) for suffix, data in (("cls", b"3"), ("png", pictures[i]))])
+    (work / "flat.tar").write_bytes(whole)
+    want, _ = rows_of("--input", "flat.tar")
+    for suffix in ("gz", "tgz", "xz", "bz2", "zst", "lz4"):
+        name = f"p.{'' if suffix == 'tgz' else 'tar.'}{suffix}"
+        (work / name).write_bytes(packed(whole, suffix))
+        got, _ = rows_of("--input", name)
+        check(got is not None and (got == want).all(), f"{name} gives other rows")
+    got, _ = rows_of("--input", "p.tar.gz", "--isolation", "thread")
+    check((got == want).all(), "a .tar.gz gives other rows in thread isolation")
+    (work / "t-0.tar.gz").write_bytes(packed(tar([("a.png", pictures[0]), ("e.png", b""), ("d.txt", b"no image")]), "gz"))
+    (work / "t-1.tar.gz").write_bytes(whole) # packed or not, whatever its name
+    (work / "t-2.tar.gz").write_bytes(packed(tar([("deep/b.jpg.png", pictures[1]), ("deep/b.png", pictures[2])]), "xz"))
+    got, text = rows_of("--input", "t-{0..2}.tar.gz", code=3)
+    check(len(got) == 10 and (got[0] == want[0]).all() and (got[3:9] == want).all() and (got[9] == want[2]).all(), "several .tar.gz")
+    check("e: is empty" in text and "d: the sample has no image" in text, f"several .tar.gz: {text}")
+    run("--input", "t-2.tar.gz", "--output", "keys.csv", model="m4.sim", devices="sim:0")
+    check((work / "keys.csv").read_text().splitlines()[1].startswith("0,deep/b,"), "keys of a .tar.gz")
+
+    # A worker that dies has a successor with the same rows, and a run that was killed goes on.
+    for name, more in (("calm", ()), ("dies", ("--backend-option", "die_at_slice=2", "--backend-option", "fault_generations=1"))):
+        done = run("--input", "p.tar.gz", "--output", f"{name}.npy", *more, model="m4.sim", devices="sim:0*2")
+        check(done.returncode == 0, f"{name}: {done.stderr}")
+    check((work / "calm.npy").read_bytes() == (work / "dies.npy").read_bytes(), "another result after a worker's death")
+    (work / "slow4.sim").write_text((work / "m4.sim").read_text() + "fixed_us 150000\n")
+    words = [DPINFER, "run", "slow4.sim", "--input", "p.tar.gz", "--output", "on.npy", "--batch", "1", "--devices", "sim:0",
+             "--journal-every", "0.02"]
+    process = subprocess.Popen(words, cwd=work, stderr=subprocess.DEVNULL)
+    wait_for_records(process, work / "on.npy.journal", 2)
+    process.kill()
+    process.wait()
+    done = subprocess.run(words, cwd=work, capture_output=True, text=True)
+    check(done.returncode == 0 and "resuming" in done.stderr, f"a killed run over a .tar.gz: {done.stderr}")
+    check((work / "calm.npy").read_bytes() == (work / "on.npy").read_bytes(), "a resumed run over a .tar.gz has another result")
+
+
+def zeros_within(bytes_of_zeros, name, before, after):
+    """A .tar.gz of some kilobytes that has so many zeros (of 64 MiB each) as a member, between others."""
+    import gzip
+    import tarfile
+    size = 64 << 20
+    info = tarfile.TarInfo(name)
+    info.size = bytes_of_zeros
+    piece = gzip.compress(bytes(size), 9)
+    return gzip.compress(tar(before)[:-10240] if before else b"") + gzip.compress(info.tobuf(tarfile.GNU_FORMAT)) + \
+        piece * (bytes_of_zeros // size) + gzip.compress(tar(after))
+
+
+def test_hostile_packed_tars():
+    pictures = [png(photo(70, 80, i)) for i in range(6)]
+    flat = [(f"{i}.png", picture) for i, picture in enumerate(pictures)]
+    (work / "flat.tar").write_bytes(tar(flat))
+    want, _ = rows_of("--input", "flat.tar", model="m4.sim", devices="sim:0")
+    small = {"model": "m4.sim", "devices": "sim:0"}
+
+    # Bombs: what is not kept counts, and an image that is too large is a bad row of which nothing is kept
+    (work / "bomb.tar.gz").write_bytes(zeros_within(256 << 20, "x.txt", flat[:0], flat))
+    refused("--spool-max", "--input", "bomb.tar.gz", "--spool-max", "200M", **small)
+    check(len(rows_of("--input", "bomb.tar.gz", "--spool-max", "300M", code=3, **small)[0]) == 7, "under the limit")
+    (work / "large.tar.gz").write_bytes(zeros_within(256 << 20, "0a.png", [], flat))
+    limited = ["bash", "-c", 'ulimit -f 200000; exec "$@"', "-", DPINFER, "run", "m4.sim", "--input", "large.tar.gz", "--devices", "sim:0"]
+    done = subprocess.run([*limited, "--max-image-bytes", "1M", "--output", "large.npy"], cwd=work, capture_output=True, text=True)
+    check(done.returncode == 3 and "1048576 are allowed" in done.stderr, f"a huge member: {done.returncode} {done.stderr}")
+    check((numpy.load(work / "large.npy")[1:] == want).all(), "rows behind a huge member are others")
+    done = subprocess.run([*limited, "--output", "large2.npy"], cwd=work, capture_output=True, text=True)
+    check(done.returncode == 1 and "ulimit -f" in done.stderr, f"ulimit -f: {done.returncode} {done.stderr}")
+    done = run("--input", "large.tar.gz", "--output", "none", env={**os.environ, "TMPDIR": "/nonexistent"}, **small)
+    check(done.returncode == 1 and "TMPDIR" in done.stderr, f"no TMPDIR: {done.returncode} {done.stderr}")
+    (work / "endless.tar.gz").write_bytes(zeros_within(1 << 40, "x.txt", [], flat)) # hours
+    process = subprocess.Popen([DPINFER, "run", "m4.sim", "--input", "endless.tar.gz", "--output", "none", "--spool-max", "2T",
+                                "--devices", "sim:0"], cwd=work, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not any("(deleted)" in link and "memfd" not in link for link in links_of(process.pid)):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    text = process.communicate(timeout=60)[1]
+    check(process.returncode == 130, f"Ctrl-C while a tar is unpacked: {process.returncode} {text}")
+
+    # What is no such tar, or not all of one
+    for name, data in (("z", b"\x1f\x8b" + bytes(100)), ("noise", packed(os.urandom(5000), "gz")), ("empty", packed(b"", "gz")),
+                       ("twice", packed(packed(tar(flat), "gz"), "gz")), ("head", packed(tar(flat), "gz")[:10])):
+        (work / f"{name}.tar.gz").write_bytes(data)
+        refused(f"{name}.tar.gz", "--input", f"{name}.tar.gz", **small)
+    chance = numpy.random.default_rng(5)
+    for suffix in ("gz", "zst", "xz"):
+        data = packed(tar(flat), suffix)
+        for turn in range(8):
+            broken = bytearray(data)
+            if turn % 2:
+                del broken[int(chance.integers(20, len(data) - 20)) :]
+            else:
+                for at in chance.integers(20, len(data), 3):
+                    broken[at] ^= int(chance.integers(1, 256))
+            (work / "broken.tar.gz").write_bytes(broken)
+            (work / "broken.npy").unlink(missing_ok=True)
+            done = run("--input", "broken.tar.gz", "--output", "broken.npy", "--events", "broken.json", "--restart", **small)
+            check(done.returncode in ((2, 3) if turn % 2 else (0, 2, 3)), f"{suffix} {turn}: {done.returncode} {done.stderr}")
+            check('"died"' not in (work / "broken.json").read_text(), f"{suffix} {turn}: a worker died")
+            if turn % 2 and done.returncode == 3:
+                got = numpy.load(work / "broken.npy")
+                good = [i for i in range(min(len(got), 6)) if (got[i] == want[i]).all()]
+                check(good == list(range(len(got) - 1)), f"{suffix} cut: {good} of {len(got)} rows are whole")
+
+
+def links_of(pid):
+    out = []
+    for entry in pathlib.Path(f"/proc/{pid}/fd").glob("*"):
+        try:
+            out.append(os.readlink(entry))
+        except OSError:
+            pass
+    return out
 
 
 def test_sandbox_and_missing_parts():

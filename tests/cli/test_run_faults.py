@@ -192,6 +192,21 @@ def disks():
             subprocess.run(["umount", "-l", folder])
 
 
+def slices_of(pid):
+    """How many slices each device of a running session has computed."""
+    look = subprocess.run([DPINFER, "top", str(pid), "--json"], capture_output=True, text=True, timeout=60).stdout
+    return [d["slices"] for s in json.loads(look or '{"sessions": []}')["sessions"] for d in s["devices"]]
+
+
+def is_pending(pid, number):
+    """Whether a signal has been sent that no handler was called for."""
+    with contextlib.suppress(OSError):
+        status = pathlib.Path(f"/proc/{pid}/status").read_text()
+        masks = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigPnd", "ShdPnd"))]
+        return any(mask >> (number - 1) & 1 for mask in masks)
+    return False
+
+
 def signals():
     with place() as p:
         check(p.run(output="whole.npy").returncode == 0, "the undisturbed run failed")
@@ -212,9 +227,9 @@ def signals():
         for second in (signal.SIGINT, signal.SIGTERM):
             run = p.start("--restart", "--slice-timeout", "100")
             until(run, recorded(p))
-            time.sleep(0.3)
+            until(run, lambda: slices_of(run.pid) == [99, 99])  # and their hundredth hangs
             run.send_signal(signal.SIGINT)
-            time.sleep(0.3)  # it waits for slices that hang
+            until(run, lambda: not is_pending(run.pid, signal.SIGINT))
             run.send_signal(second)
             said = run.communicate(timeout=60)[1]
             check(run.returncode == -second, f"a second signal ended with {run.returncode}: {said}")

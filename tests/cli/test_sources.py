@@ -100,6 +100,15 @@ run("--input", "-", model="one.sim", code=2, says="cut short", stdin=(work / "x.
 run("--input", "-", model="one.sim", code=1, says="TMPDIR", stdin=(work / "x.npy").read_bytes(),
     env={"TMPDIR": "/nonexistent"})
 
+# At most so much of a pipe is kept
+size = (work / "x.npy").stat().st_size
+same("--input", "-", "--spool-max", size, model="one.sim", to="one.npy", stdin=(work / "x.npy").read_bytes())
+run("--input", "-", "--spool-max", size - 1, model="one.sim", code=2, says=["standard input", f"{size - 1} bytes", "--spool-max"],
+    stdin=(work / "x.npy").read_bytes())
+run("--input", "x.npy", "--spool-max", "1", model="one.sim")
+for wrong in ("0", "x", "-1", "1Q", "99999999999T", ""):
+    run("--input", "-", "--spool-max", wrong, model="one.sim", code=2, says="--spool-max takes", stdin=b"")
+
 # A signal while a pipe is silent
 for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
     silent = subprocess.Popen([DPINFER, "run", "one.sim", "--input", "-", "--output", "never.npy"], stdin=subprocess.PIPE,
