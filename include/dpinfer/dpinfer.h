@@ -247,8 +247,9 @@ typedef struct dpi_options {
     uint64_t worker_memory_bytes; /* each worker's own memory (heap, stacks; not arenas and mapped files); beyond it
                                      the engine fails or the worker dies; 0: no limit */
 
-    /* dpi_feed_open may be called. Other processes of the caller's can then map the inputs writable; workers still have
-     * a read-only descriptor, but no seal keeps one that has gone mad from opening it anew. */
+    /* dpi_feed_open may be called. Other processes of the caller's can then map the inputs writable. Workers have a
+     * read-only descriptor, and one that is confined can open nothing for writing; where they are not (GPUs,
+     * no_sandbox), no seal keeps one that has gone mad from opening it anew. */
     bool producers;
     const char *const *data_folders; /* that workers may read besides: where images and tars of a dpi_run stand, and
                                         where links among them lead to */

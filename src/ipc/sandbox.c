@@ -147,6 +147,8 @@ typedef enum call_rule {
     NEVER,        /* EPERM */
     OURS,         /* its first argument is a process: only this one */
     THREADS_ONLY, /* its first argument is clone's flags */
+    READS_ONLY_1, /* its second argument is flags of open: no writing, making or cutting of a file */
+    READS_ONLY_2, /* its third is */
     ABSENT,       /* ENOSYS: the C library goes on with an older call, whose arguments a filter can see */
 } call_rule;
 
@@ -176,6 +178,15 @@ static const struct {
     {SYS_process_vm_writev, NEVER},
     {SYS_process_madvise, NEVER},
     {SYS_kcmp, NEVER},
+/* files: none is opened for writing. /proc/self/fd would give the session's inputs writable, where no seal keeps them
+ */
+#ifdef SYS_open
+    {SYS_open, READS_ONLY_1},
+    {SYS_creat, NEVER},
+#endif
+    {SYS_openat, READS_ONLY_2},
+    {SYS_openat2, ABSENT},
+    {SYS_truncate, NEVER},
     /* the network, and other programs by sockets: one of socketpair may send to any path */
     {SYS_socket, NEVER},
     {SYS_socketpair, NEVER},
@@ -267,18 +278,30 @@ static void give(filter *f, unsigned verdict) { emit(f, BPF_RET | BPF_K, verdict
 
 #define REFUSE (SECCOMP_RET_ERRNO | EPERM)
 
+/* What is looked at in a call: jumps over what lets it through unless the lower half of the argument passes. The kernel
+ * reads no more of a pid or of flags. */
+static void look(filter *f, call_rule rule, unsigned own_pid)
+{
+    unsigned argument = rule == READS_ONLY_1 ? 1 : rule == READS_ONLY_2 ? 2 : 0;
+    load(f, offsetof(struct seccomp_data, args) + argument * sizeof(uint64_t));
+    if (rule == OURS)
+        emit(f, BPF_JMP | BPF_JEQ | BPF_K, own_pid, 0, 1);
+    else if (rule == THREADS_ONLY)
+        emit(f, BPF_JMP | BPF_JSET | BPF_K, CLONE_THREAD, 0, 1);
+    else
+        emit(f, BPF_JMP | BPF_JSET | BPF_K, O_ACCMODE | O_CREAT | O_TRUNC, 1, 0);
+}
+
 /* Where the number, which is loaded, is that of the rule: the verdict. */
 static void add_rule(filter *f, unsigned number, call_rule rule, unsigned own_pid)
 {
-    bool looks = rule == OURS || rule == THREADS_ONLY;
+    bool looks = rule != NEVER && rule != ABSENT;
     emit(f, BPF_JMP | BPF_JEQ | BPF_K, number, 0, looks ? 4 : 1);
     if (!looks) {
         give(f, rule == ABSENT ? SECCOMP_RET_ERRNO | ENOSYS : REFUSE);
         return;
     }
-    /* The lower half of an argument; the kernel reads no more of a pid, and the flag stands there. */
-    load(f, offsetof(struct seccomp_data, args[0]));
-    emit(f, BPF_JMP | (rule == OURS ? BPF_JEQ : BPF_JSET) | BPF_K, rule == OURS ? own_pid : CLONE_THREAD, 0, 1);
+    look(f, rule, own_pid);
     give(f, SECCOMP_RET_ALLOW);
     give(f, REFUSE);
 }

@@ -35,8 +35,9 @@ dpi_status sandbox_confine_files(const sandbox_path *paths, size_t count, int *a
                                  dpi_error *error);
 
 /* A seccomp filter over all threads of the process: EPERM for programs, processes, sockets, signals to other
- * processes, their memory, mounts, namespaces, other users, kernel modules and the like. Threads, memory, files and
- * descriptors over a socket that is open already go on as before. */
+ * processes, their memory, files that are opened for anything but reading, mounts, namespaces, other users, kernel
+ * modules and the like. Threads, memory, reading files, descriptors that are open and those that come over a socket
+ * that is open already go on as before. */
 dpi_status sandbox_deny_calls(dpi_error *error);
 
 #endif

@@ -86,6 +86,14 @@ static const struct {
     CALL(process_vm_writev, -1, 0, 0, 0, true),
     CALL(process_madvise, -1, 0, 0, 0, true),
     CALL(kcmp, -1, -1, 0, 0, true),
+#ifdef SYS_open
+    CALL(open, 0, O_WRONLY, 0, 0, true),
+    CALL(creat, 0, 0, 0, 0, true),
+#endif
+    CALL(openat, -1, 0, O_RDWR, 0, true),
+    CALL(openat, -1, 0, O_RDONLY | O_CREAT, 0, true),
+    CALL(openat, -1, 0, O_RDONLY | O_TRUNC, 0, true),
+    CALL(truncate, 0, 0, 0, 0, true),
     CALL(socket, AF_INET, SOCK_STREAM, 0, 0, true),
     CALL(socketpair, AF_UNIX, SOCK_DGRAM, 0, 0, true),
     CALL(connect, -1, 0, 0, 0, true),
@@ -188,6 +196,33 @@ static void calls_are_refused(void **state)
     (void)state;
     run(refuses_each);
     run(refuses_each_of_nobody);
+}
+
+/* Inputs of a session with producers have no seal; nor does the file's mode keep its owner, who may change it. */
+static int read_only_stays_so(void)
+{
+    int fd = memfd_create("dpi-test", MFD_CLOEXEC);
+    char path[40];
+    NEED(fd >= 0 && ftruncate(fd, 4096) == 0 && fchmod(fd, 0400) == 0);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    int reader = open(path, O_RDONLY | O_CLOEXEC);
+    NEED(reader >= 0 && close(fd) == 0);
+    if (sandbox_deny_calls(NULL))
+        return LACKING;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", reader);
+    (void)fchmod(reader, 0600);
+    NEED(open(path, O_RDWR | O_CLOEXEC) == -1 && errno == EPERM);
+    NEED(open(path, O_RDONLY | O_CLOEXEC) >= 0);
+    NEED(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, reader, 0) == MAP_FAILED && errno == EACCES);
+    char *seen = mmap(NULL, 4096, PROT_READ, MAP_SHARED, reader, 0);
+    NEED(seen != MAP_FAILED && mprotect(seen, 4096, PROT_READ | PROT_WRITE) == -1 && errno == EACCES);
+    return GOOD;
+}
+
+static void inputs_without_a_seal_stay_read_only(void **state)
+{
+    (void)state;
+    run(read_only_stays_so);
 }
 
 static volatile sig_atomic_t signalled;
@@ -513,9 +548,13 @@ static void memory_is_limited(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(calls_are_refused),      cmocka_unit_test(signals_to_others_are_refused),
-        cmocka_unit_test(work_goes_on_as_before), cmocka_unit_test(threads_that_were_there_are_under_it),
-        cmocka_unit_test(files_are_confined),     cmocka_unit_test(a_crash_leaves_no_core),
+        cmocka_unit_test(calls_are_refused),
+        cmocka_unit_test(signals_to_others_are_refused),
+        cmocka_unit_test(inputs_without_a_seal_stay_read_only),
+        cmocka_unit_test(work_goes_on_as_before),
+        cmocka_unit_test(threads_that_were_there_are_under_it),
+        cmocka_unit_test(files_are_confined),
+        cmocka_unit_test(a_crash_leaves_no_core),
         cmocka_unit_test(memory_is_limited),
     };
     return cmocka_run_group_tests(tests, make_tree, remove_tree);
