@@ -2,10 +2,16 @@
 """What Python costs: DataParallel over dpi_forward on the same memory, over memory of numpy's own, beside the Python queue
 scheme; and a data set through loader processes beside the article's second mode.
 
-usage: python_overhead.py [--seconds 5] [--skip-datasets]          (PYTHONPATH, DPINFER_LIBRARY as for the tests)
+usage: python_overhead.py [--seconds 5] [--turns 5] [--skip-datasets | --only-datasets]
+                                                       (PYTHONPATH, DPINFER_LIBRARY as for the tests)
 Prints markdown. Overheads are medians of differences of pairs measured in turn; rows/s are medians over turns.
+
+The limit of a data set is the generator alone in as many processes as there are loaders: rows of its own new arrays, whose
+memory the allocator has from the row before, dropped at once; "one copy" puts each into the next place of a ring as large
+as the feed's, touched before, for a data set that returns samples cannot have them anywhere else.
 """
 import argparse
+import mmap
 import multiprocessing as mp
 import pathlib
 import statistics
@@ -22,17 +28,30 @@ from dpinfer import _c
 from dpinfer.arrays import NUMBERS
 
 NULL = "touch none\ninput x float32 N {}\noutput y float32 N 1\n"
-ROWS, LOADERS, BATCH = 2048, 2, 32
+SHAPE = (3, 224, 224)
+ROWS, LOADERS, BATCH = 10240, 2, 32
+ARTICLE_ROWS = 2048  # it is slow
+RING = (2 * 2 + 2 * LOADERS + 1) * BATCH  # rows, of DistributedSampled on two devices
 
 
 class Images:
     """The article's data set: random images, generated when asked for."""
 
+    def __init__(self, rows=ROWS):
+        self.rows = rows
+
     def __len__(self):
-        return ROWS
+        return self.rows
 
     def __getitem__(self, i):
-        return np.random.default_rng(i).random((3, 224, 224), np.float32)
+        return np.random.default_rng(i).random(SHAPE, np.float32)
+
+
+class ImagesInPlace(Images):
+    """The same, for loaders that let it write where workers read."""
+
+    def load_into(self, i, row):
+        np.random.default_rng(i).random(out=row, dtype=np.float32)
 
 
 def sim(folder, shape):
@@ -102,8 +121,8 @@ def second_mode(rank, ranks, results):
     from torch.utils.data import DataLoader, DistributedSampler
 
     torch.set_num_threads(1)
-    sampler = DistributedSampler(Images(), num_replicas=ranks, rank=rank, shuffle=False)
-    for x in DataLoader(Images(), batch_size=BATCH, sampler=sampler, num_workers=LOADERS // ranks):
+    sampler = DistributedSampler(Images(ARTICLE_ROWS), num_replicas=ranks, rank=rank, shuffle=False)
+    for x in DataLoader(Images(ARTICLE_ROWS), batch_size=BATCH, sampler=sampler, num_workers=LOADERS // ranks):
         results.put(torch.zeros(len(x), 1).numpy())
     results.put(None)
 
@@ -132,8 +151,8 @@ def article_rate():
     return rows / seconds
 
 
-def dpinfer_rate(path):
-    with dpinfer.DistributedSampled(path, Images(), LOADERS, batch_size=BATCH, devices="sim:0*2") as results:
+def dpinfer_rate(path, data):
+    with dpinfer.DistributedSampled(path, data, LOADERS, batch_size=BATCH, devices="sim:0*2") as results:
         rows, began, ended = 0, None, None
         for y in results:
             ended = time.perf_counter()
@@ -144,39 +163,81 @@ def dpinfer_rate(path):
         return rows / (ended - began)
 
 
-def generator_rate(_):
-    data, began = Images(), time.perf_counter()
-    for i in range(ROWS // (4 * LOADERS)):
+def generate(data, first, rows):
+    for i in range(first, first + rows):
         data[i]
-    return ROWS // (4 * LOADERS) / (time.perf_counter() - began)
 
 
-def data_sets(folder, turns=5):
-    path, rates = sim(folder, "3x224x224"), {"limit": [], "dpinfer": [], "article": []}
+def generate_and_copy(data, first, rows, ring):
+    for i in range(first, first + rows):
+        ring[i % len(ring)] = data[i]
+
+
+def generator_rate(copies, start):
+    """Of one process: rows/s behind a few to begin with, from the moment when all of them are that far."""
+    data, rows = Images(), ROWS // LOADERS
+    work, more = generate, ()
+    if copies:
+        more = (np.frombuffer(mmap.mmap(-1, RING * int(np.prod(SHAPE)) * 4), np.float32).reshape(RING, *SHAPE),)
+        more[0][:] = 0
+        work = generate_and_copy
+    work(data, 0, 16, *more)
+    start.wait()
+    began = time.perf_counter()
+    work(data, 16, rows, *more)
+    return rows / (time.perf_counter() - began)
+
+
+def bare_process(copies, start, results):
+    results.put(generator_rate(copies, start))
+
+
+def limit(copies):
+    context = mp.get_context("spawn")
+    start, results = context.Barrier(LOADERS), context.Queue()
+    processes = [context.Process(target=bare_process, args=(copies, start, results)) for _ in range(LOADERS)]
+    for process in processes:
+        process.start()
+    rate = sum(results.get() for _ in processes)
+    for process in processes:
+        process.join()
+    return rate
+
+
+def data_sets(folder, turns):
+    path = sim(folder, "3x224x224")
+    ways = {
+        "generator alone": lambda: limit(False),
+        "generator and one copy": lambda: limit(True),
+        "dpinfer, samples returned": lambda: dpinfer_rate(path, Images()),
+        "dpinfer, load_into": lambda: dpinfer_rate(path, ImagesInPlace()),
+        "the article's second mode": article_rate,
+    }
+    rates = {name: [] for name in ways}
     for _ in range(turns):
-        with mp.get_context("spawn").Pool(LOADERS) as pool:
-            rates["limit"].append(sum(pool.map(generator_rate, range(LOADERS))))
-        rates["dpinfer"].append(dpinfer_rate(path))
-        try:
-            rates["article"].append(article_rate())
-        except ImportError:
-            pass
-    best = {name: statistics.median(seen) for name, seen in rates.items() if seen}
-    print(f"\nA data set of {ROWS} random 3x224x224 images, {LOADERS} loader processes, null model, rows/s (medians of {turns}): "
-          + ", ".join(f"{name} {rate:.0f}" for name, rate in best.items())
-          + "; limit: the generator alone in as many processes.")  # fmt: skip
+        for name, way in ways.items():
+            rates[name].append(way())
+        print(*(f"{seen[-1]:.0f}" for seen in rates.values()), file=sys.stderr)
+    print(f"\nA data set of {ROWS:,} random 3x224x224 images, {LOADERS} loader processes, null model; medians of {turns} turns "
+          f"(least to most), and medians of the turns' ratios:\n\n| | rows/s | of the generator alone |\n|---|---|---|")  # fmt: skip
+    for name, seen in rates.items():
+        ratio = statistics.median(x / alone for x, alone in zip(seen, rates["generator alone"]))
+        print(f"| {name} | {statistics.median(seen):,.0f} ({min(seen):,.0f} to {max(seen):,.0f}) | {ratio:.3f} |")
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--skip-datasets", action="store_true")
+    parser.add_argument("--only-datasets", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        overhead(folder, args.seconds)
-        queue_scheme(folder, args.seconds)
+        if not args.only_datasets:
+            overhead(folder, args.seconds)
+            queue_scheme(folder, args.seconds)
         if not args.skip_datasets:
-            data_sets(folder)
+            data_sets(folder, args.turns)
 
 
 if __name__ == "__main__":

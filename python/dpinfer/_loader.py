@@ -7,7 +7,7 @@ import ctypes
 import signal
 import socket
 import sys
-from typing import Any, Callable, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -17,13 +17,24 @@ from .arrays import numpy_dtype, to_numpy
 MESSAGE_BYTES = 480
 
 
-def memory_of(tensor: Any) -> Any:
-    """The memory of a C tensor as an array."""
-    shape, dtype = tuple(tensor.shape[: tensor.rank]), numpy_dtype(tensor.dtype)
-    size = dtype.itemsize
-    for n in shape:
-        size *= n
-    return np.frombuffer((ctypes.c_char * size).from_address(tensor.data), dtype).reshape(shape)
+class Memory:
+    """The memory of C tensors as arrays. A feed's ring has few places, and each is made an array once."""
+
+    def __init__(self) -> None:
+        self._arrays: Dict[Tuple[int, int], Any] = {}
+
+    def of(self, tensor: Any) -> Any:
+        """The array of a tensor that always has the same dtype and shape at its address, but for the number of rows."""
+        key = (tensor.data, tensor.shape[0])
+        array = self._arrays.get(key)
+        if array is None:
+            shape, dtype = tuple(tensor.shape[: tensor.rank]), numpy_dtype(tensor.dtype)
+            size = dtype.itemsize
+            for n in shape:
+                size *= n
+            array = np.frombuffer((ctypes.c_char * size).from_address(tensor.data), dtype).reshape(shape)
+            self._arrays[key] = array
+        return array
 
 
 def parts_of(sample: Any, names: Tuple[str, ...]) -> List[Any]:
@@ -59,6 +70,7 @@ class _Ranges:
         if status:
             raise _c.failure(status, self.error)
         self.tensors = (_c.CTensor * self.library.dpi_producer_inputs(self.pointer))()
+        self._memory = Memory()
 
     def reserve(self) -> Optional[Any]:
         reserved = _c.CRange()
@@ -66,7 +78,7 @@ class _Ranges:
         return None if status else reserved  # closed: the end
 
     def memory(self) -> List[Any]:
-        return [memory_of(t) for t in self.tensors]
+        return [self._memory.of(t) for t in self.tensors]
 
     def fill(self, reserved: Any, last: bool = False) -> None:
         status = self.library.dpi_producer_fill(self.pointer, reserved, last, self.error)
@@ -79,11 +91,15 @@ class _Ranges:
 
 
 def _load_map(dataset: Any, names: Tuple[str, ...], ranges: _Ranges) -> None:
+    load_into = getattr(dataset, "load_into", None)
     for reserved in iter(ranges.reserve, None):
         memory, row = ranges.memory(), 0
         try:
             for row in range(reserved.rows):
-                write_row(dataset[reserved.first_row + row], names, memory, row)
+                if load_into is None:
+                    write_row(dataset[reserved.first_row + row], names, memory, row)
+                else:
+                    load_into(reserved.first_row + row, *(to[row, ...] for to in memory))
         except Exception as problem:
             ranges.fail(reserved, f"row {reserved.first_row + row}: {type(problem).__name__}: {problem}")
         else:

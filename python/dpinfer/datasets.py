@@ -28,7 +28,7 @@ class _Feed:
     def __init__(self, session: Session, inputs: Any, rows: int, batch_size: int, slots: int, loaders: int) -> None:
         self._session, self._library = session, _c.library()
         self._pointer: Optional[ctypes.c_void_p] = ctypes.c_void_p()
-        self._error = _c.CError()
+        self._error, self._memory = _c.CError(), _loader.Memory()
         self._count, self._processes = len(inputs), []  # type: int, List[Any]
         options = _c.CFeedOptions(ctypes.sizeof(_c.CFeedOptions), inputs, len(inputs), rows, batch_size, slots, loaders)
         session._handle.enter()
@@ -62,7 +62,7 @@ class _Feed:
         self._check(status)
         if taken.index == _c.ENDLESS:
             return -1, 0, []
-        return taken.index, taken.rows, [_loader.memory_of(t) for t in tensors] if taken.rows else []
+        return taken.index, taken.rows, [self._memory.of(t) for t in tensors] if taken.rows else []
 
     def release(self, index: int) -> None:
         self._check(self._library.dpi_feed_release(self._pointer, index, self._error))
@@ -118,6 +118,8 @@ class DistributedSampled:
             (``get_worker_info()`` tells which), and results come in turns: `batch_size` rows of loader 0, of loader 1, ...
             It is pickled once for each loader; samples are not. A sample is the model's input ([...], without rows, of its
             dtype), a tuple that begins with the inputs (what follows, such as a label, stays behind), or a dict by name.
+            One with ``load_into(i, *rows)`` beside ``[i]`` writes sample i itself, all of it: `rows` are writable arrays,
+            one per input in the model's order ([...], without rows; bfloat16 as uint16), not to be kept.
         num_workers: loader processes, 1 or more.
         batch_size: rows that one loader fills at once, and of one result; the last may have fewer.
         start_method: of the loaders: "forkserver" (the default) or "spawn".

@@ -14,8 +14,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define LOOK_NS 50000000 /* between two looks at the producers' sockets, while waiting */
-#define SEND_NS 1000000000
+#define LOOK_NS       50000000 /* between two looks at the producers' sockets, while waiting */
+#define SEND_NS       1000000000
+#define PREPARE_BYTES 4194304 /* a millisecond or so: a range that is filled meanwhile waits for it */
 
 struct dpi_feed {
     dpi_session *session;
@@ -25,9 +26,11 @@ struct dpi_feed {
     size_t block_count;
     uint64_t next; /* range that is taken next */
     size_t producers;
-    int *sockets;     /* -1: gone */
-    bool *has_ended;  /* said that nothing more comes */
-    size_t connected; /* sockets given out */
+    int *sockets;      /* -1: gone */
+    bool *has_ended;   /* said that nothing more comes */
+    size_t connected;  /* sockets given out */
+    size_t preparing;  /* input whose ring is being given memory, see prepare_memory; input_count: all have it */
+    uint64_t prepared; /* bytes of it that have theirs */
 };
 
 /* ---- opening ---------------------------------------------------------------------------------------------------- */
@@ -244,6 +247,27 @@ static dpi_status give_range(dpi_feed *f, uint64_t word, dpi_range *range, dpi_t
     return DPI_OK;
 }
 
+/* Gives the next few pages of the ring their memory, so that it is not done by the producer who comes to them first:
+ * they need their time for rows, and whoever waits for them has nothing else to do. False: all that will be used have
+ * it. */
+static bool prepare_memory(dpi_feed *f)
+{
+    const feed_control *c = f->control;
+    while (f->preparing < c->input_count) {
+        const feed_input *in = &c->inputs[f->preparing];
+        uint64_t ranges = c->rows == UINT64_MAX ? c->slot_count : (c->rows - 1) / c->range_rows + 1;
+        uint64_t end = (ranges < c->slot_count ? ranges : c->slot_count) * in->slot_bytes, at = f->prepared;
+        uint64_t bytes = end - at < PREPARE_BYTES ? end - at : PREPARE_BYTES;
+        f->prepared += bytes;
+        if (bytes &&
+            fallocate(arena_writer_fd(f->session->inputs), 0, (off_t)(f->blocks[f->preparing] + at), (off_t)bytes) == 0)
+            return true;
+        f->preparing++; /* to its end; or memory is short, which the rows will find out */
+        f->prepared = 0;
+    }
+    return false;
+}
+
 dpi_status feed_next(dpi_feed *f, int64_t deadline_ns, dpi_range *range, dpi_tensor *inputs, dpi_error *error)
 {
     feed_control *c = f->control;
@@ -270,6 +294,8 @@ dpi_status feed_next(dpi_feed *f, int64_t deadline_ns, dpi_range *range, dpi_ten
         int64_t now = clock_now_ns();
         if (now >= deadline_ns)
             return error_set(error, DPI_TIMEOUT, "no range was filled in time");
+        if (prepare_memory(f))
+            continue;
         int64_t until = deadline_ns - now < LOOK_NS ? deadline_ns : now + LOOK_NS;
         bell_wait(&c->filled_bell, seen, &c->filled_sleeping, (bell_patience){.mode = DPI_WAIT_BLOCK}, until);
     }

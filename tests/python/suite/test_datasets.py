@@ -59,6 +59,33 @@ class Once(Rows):
         return np.arange(8, dtype=np.float32) + i
 
 
+class InPlace(Rows):
+    """Writes its rows itself; only the first is asked for as a sample."""
+
+    def __getitem__(self, i):
+        assert i == 0
+        return super().__getitem__(i)
+
+    def load_into(self, i, row):
+        assert row.shape == (8,) and not row.flags.owndata
+        if i == self.raises:
+            raise KeyError("this row's own words")
+        row[:] = np.arange(8, dtype=np.float32) + i
+
+
+class TwoInPlace:
+    """Two inputs, one of them a number a row."""
+
+    def __len__(self):
+        return 23
+
+    def __getitem__(self, i):
+        return {"x": np.full(4, i, np.float32), "k": np.int64(i)}
+
+    def load_into(self, i, x, k):
+        x[:], k[...] = i, i
+
+
 class Stream:
     """Without a length: 3, 4, ... samples, the same in each loader."""
 
@@ -95,6 +122,18 @@ def test_results_in_order_without_padding(session, method):
         assert len(results) == 11 and [len(p) for p in parts] == [10] * 10 + [3]
     np.testing.assert_array_equal(np.concatenate(parts), expected(session, range(103)))
     assert not loaders()
+
+
+def test_rows_written_in_place(session, tmp_path):
+    np.testing.assert_array_equal(dpinfer.run(session, InPlace(103), batch_size=10), expected(session, range(103)))
+    with pytest.raises(dpinfer.DataError, match="row 37: KeyError: .*this row's own words"):
+        dpinfer.run(session, InPlace(100, raises=37), batch_size=10)
+    path = tmp_path / "two.sim"
+    path.write_text("input x float32 N 4\ninput k int64 N\noutput y float32 N 3\n")
+    with dpinfer.Session(path, devices="sim:0*2", producers=True) as two:
+        i = np.arange(23)
+        want = two.forward(np.repeat(i[:, None], 4, 1).astype(np.float32), i)[0]
+        np.testing.assert_array_equal(dpinfer.run(two, TwoInPlace(), batch_size=5), want)
 
 
 def test_lists_and_empty_data_sets(session, path):
