@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Writes man/*.1 from the program's own --help. usage: tools/make_man.py build/dpinfer"""
+"""Writes man/*.1 from the program's own --help. usage: tools/make_man.py build/dpinfer [FOLDER]"""
 import pathlib
 import re
 import subprocess
 import sys
 
 program = sys.argv[1]
-folder = pathlib.Path(__file__).resolve().parent.parent / "man"
+folder = pathlib.Path(sys.argv[2] if len(sys.argv) > 2 else pathlib.Path(__file__).resolve().parent.parent / "man")
 folder.mkdir(exist_ok=True)
 version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, 
 import numpy as np
 
 from .arrays import to_torch
-from .errors import ModelError
+from .errors import BackendError, ModelError
 from .session import Session
 
 if TYPE_CHECKING:
@@ -24,8 +24,13 @@ log = logging.getLogger("dpinfer")
 Normalize = Union[None, str, Tuple[Sequence[float], Sequence[float]]]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CHECK_ROWS = 5
+PACKAGES_SINCE = (2, 8)  # as PyTorch lays out .pt2 since, with the functions that are called
 # Largest |y - module's y| relative to max |module's y| that is still taken for the same function.
 TOLERANCES = {None: 2e-3, "fp32": 2e-3, "tf32": 1e-2, "fp16": 3e-2, "bf16": 1e-1}
+
+
+def _is_older(version: str, least: Tuple[int, int]) -> bool:
+    return tuple(int(part) for part in version.split(".")[:2]) < least
 
 
 class Compiled:
@@ -310,6 +315,7 @@ def compile(
 
     Raises:
         ModelError: the module cannot be exported (with its own message), or the file computes something else.
+        BackendError: format="pt2" with a PyTorch that is older than 2.8.
         TypeError, ValueError: an argument is wrong.
     """
     import torch
@@ -321,6 +327,9 @@ def compile(
         raise ValueError(f"precision is {precision!r}; a file is exported in 'fp32', 'fp16', 'bf16' or None")
     if format not in ("onnx", "pt2"):
         raise ValueError(f"format is {format!r}; give 'onnx' or 'pt2'")
+    if format == "pt2" and _is_older(torch.__version__, PACKAGES_SINCE):
+        raise BackendError(f"packages need PyTorch {'.'.join(map(str, PACKAGES_SINCE))}, and this is {torch.__version__}: "
+                           "pip install -U torch, or use format='onnx'")  # fmt: skip
     built = build(module, checkpoint)
     names, examples, keywords = _named_examples(built, example_inputs)
     low, high = _batch_range(dynamic_batch, int(examples[0].shape[0]))

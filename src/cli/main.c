@@ -18,7 +18,8 @@ static const char usage[] =
     "    dpinfer run digits.onnx --input images.npy --output classes.csv --top 3\n"
     "    dpinfer bench resnet50.onnx --batch 8,16,32\n"
     "\n"
-    "Exit codes: 0 done, 1 a failure at run time, 2 a mistake in the call, 130 and 143 after SIGINT and SIGTERM.\n";
+    "Exit codes: 0 done, 1 a failure at run time, 2 a mistake in the call, 3 done but for bad rows, 130 and 143 after\n"
+    "SIGINT and SIGTERM.\n";
 
 static const struct {
     const char *name;

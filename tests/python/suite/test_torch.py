@@ -186,6 +186,12 @@ def package(tmp_path_factory, net):
     return dpinfer.compile(net, IMAGES, format="pt2", output=tmp_path_factory.mktemp("aoti") / "m.pt2")
 
 
+def test_package_needs_a_newer_pytorch(net, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.7.1+cpu")
+    with pytest.raises(dpinfer.BackendError, match=r"PyTorch 2\.8, and this is 2\.7\.1"):
+        dpinfer.compile(net, torch.zeros(4, 3, 16, 16), format="pt2")
+
+
 def test_package_of_aotinductor(net, package):
     assert package.difference < 1e-4
     x = torch.randn(300, 3, 8, 8)  # more than the package takes at once
