@@ -106,8 +106,7 @@ typedef struct worker_control {
 
 static_assert(sizeof(worker_control) == 64, "worker_control: size");
 
-/* Rows that one worker is to compute with nothing else in flight (runtime/recovery.h). `number` is 0 while the caller
- * prepares the rest; a worker reads it first and again after. */
+/* Rows that one worker is to compute with nothing else in flight: read and written by ipc/trial.h. */
 typedef struct trial {
     _Atomic uint64_t number;
     _Atomic uint32_t worker, slot, sequence, slice;

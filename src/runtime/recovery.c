@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "ipc/trial.h"
 #include "runtime/batch.h"
 #include "runtime/events.h"
 
@@ -351,19 +352,17 @@ static size_t choose_worker(dpi_session *s, const suspect *x, const row_range *r
 static void ask_trial(dpi_session *s, const suspect *x, size_t w, const row_range *range)
 {
     recovery *r = s->recovery;
-    trial *t = &s->control->trial;
+    trial_order order = {.worker = (uint32_t)w,
+                         .slot = (uint32_t)x->slot,
+                         .sequence = x->sequence,
+                         .slice = x->slice,
+                         .first_row = range->first,
+                         .rows = range->rows,
+                         .fill = range->fill};
     r->running = true;
     r->on = r->probation = w;
     r->range = *range;
-    atomic_store(&t->number, 0);
-    atomic_store(&t->worker, (uint32_t)w);
-    atomic_store(&t->slot, (uint32_t)x->slot);
-    atomic_store(&t->sequence, x->sequence);
-    atomic_store(&t->slice, x->slice);
-    atomic_store(&t->first_row, range->first);
-    atomic_store(&t->rows, range->rows);
-    atomic_store(&t->fill, range->fill);
-    atomic_store(&t->number, ++r->number);
+    trial_ask(&s->control->trial, ++r->number, &order);
     bell_ring(&s->control->workers[w].bell, &s->workers[w].page->sleeping);
 }
 

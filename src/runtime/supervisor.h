@@ -27,6 +27,8 @@ void supervisor_set_up(session_worker *k);
 void supervisor_start_all(dpi_session *s);
 /* A worker's report is good: from here on it may claim slices. Until then it could run another engine. */
 void supervisor_admit(dpi_session *s, size_t w);
+/* It finishes what it has begun, claims nothing more, and leaves. */
+void supervisor_dismiss(dpi_session *s, size_t w);
 /* Those whose time has come. */
 void supervisor_restart_due(dpi_session *s);
 

@@ -210,7 +210,6 @@ void supervisor_removed(dpi_session *s, size_t w)
 static void dismiss(dpi_session *s, size_t w)
 {
     session_worker *k = &s->workers[w];
-    worker_control *c = &s->control->workers[w];
     k->device = DEVICE_LEAVING;
     k->ready = false;
     planner_enable(s->planner, w, false);
@@ -219,8 +218,7 @@ static void dismiss(dpi_session *s, size_t w)
         return;
     k->state = WORKER_LEAVING;
     k->idle_ns = clock_now_ns();
-    atomic_store_explicit(&c->dismissed, k->generation, memory_order_release); /* pairs with worker_loop */
-    bell_ring(&c->bell, &k->page->sleeping);
+    supervisor_dismiss(s, w);
 }
 
 static size_t would_be_left(const dpi_session *s)

@@ -1,35 +1,19 @@
 /* Trials: rows that the supervisor wants computed with nothing else in flight, because a worker died over them. */
 #include "base/clock.h"
+#include "ipc/trial.h"
 #include "runtime/worker.h"
 #include "runtime/worker_job.h"
 
-/* A consistent copy of the trial that is asked for; false when it is being replaced. */
-static bool read_trial(const worker *w, uint64_t number, uint32_t *to, flight *f, bool *fill)
-{
-    const trial *t = &w->control->trial;
-    *to = atomic_load(&t->worker);
-    f->slot = atomic_load(&t->slot) % LAYOUT_SLOTS;
-    f->sequence = atomic_load(&t->sequence);
-    f->slice = atomic_load(&t->slice);
-    f->first_row = atomic_load(&t->first_row);
-    f->rows = (size_t)atomic_load(&t->rows);
-    *fill = atomic_load(&t->fill) != 0;
-    return atomic_load(&t->number) == number;
-}
-
 bool worker_trial_asked(worker *w)
 {
-    uint64_t number = atomic_load_explicit(&w->control->trial.number, memory_order_acquire);
+    uint64_t number = atomic_load_explicit(&w->control->trial.number, memory_order_relaxed);
     if (number == w->trial_seen || !number)
         return false;
-    uint32_t to;
-    bool fill;
-    flight look;
-    if (!read_trial(w, number, &to, &look, &fill))
-        return false; /* the next look will see the other one */
-    if (to != w->index)
+    trial_order order;
+    number = trial_read(&w->control->trial, &order);
+    if (number && order.worker != w->index)
         w->trial_seen = number;
-    return to == w->index;
+    return number && order.worker == w->index;
 }
 
 static void fill_outputs(const worker *w, flight *f)
@@ -73,13 +57,17 @@ static void tell(worker *w, uint64_t number, dpi_status status, const dpi_error 
 
 void worker_trial_run(worker *w)
 {
-    uint64_t number = atomic_load_explicit(&w->control->trial.number, memory_order_acquire);
     flight *f = &w->flights[w->flight_head];
-    uint32_t to;
-    bool fill;
-    if (!number || !read_trial(w, number, &to, f, &fill) || to != w->index)
+    trial_order order;
+    uint64_t number = trial_read(&w->control->trial, &order);
+    if (!number || order.worker != w->index)
         return;
     w->trial_seen = number;
+    f->slot = order.slot % LAYOUT_SLOTS;
+    f->sequence = order.sequence;
+    f->slice = order.slice;
+    f->first_row = order.first_row;
+    f->rows = (size_t)order.rows;
     const batch_desc *b = &w->control->batches[f->slot];
     if (atomic_load_explicit(&b->sequence, memory_order_acquire) != f->sequence)
         return;
@@ -92,7 +80,7 @@ void worker_trial_run(worker *w)
     worker_show_busy(w, f, f->started_ns);
     atomic_store(&w->page->trial, number); /* T16 try */
     worker_step(w, STEP_CLAIMED);
-    dpi_status status = fill ? leave_out(w, f, &error) : compute(w, f, &timing, &error);
+    dpi_status status = order.fill ? leave_out(w, f, &error) : compute(w, f, &timing, &error);
     if (!status && ((f->flags & BATCH_SHARD) || f->call_rows != f->rows))
         status = worker_deliver(w, f, &error);
     if (!status)
