@@ -129,112 +129,124 @@ static uint64_t take_all(const kit *k, dpi_feed *feed)
     }
 }
 
+/* A session with a feed, and its producers. */
+typedef struct feeding {
+    kit *k;
+    dpi_feed *feed;
+    pid_t children[3];
+    size_t count;
+} feeding;
+
+static void start_all(feeding *f, habit h, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        f->children[f->count++] = start(f->feed, h);
+}
+
+/* A feed for `producers`, all of which are started with this habit. */
+static feeding begin(uint64_t rows, size_t producers, habit h)
+{
+    feeding f = {.k = open_session(true)};
+    dpi_error error;
+    kit_assert_ok(open_feed(f.k, rows, producers, &f.feed, &error), error);
+    start_all(&f, h, producers);
+    return f;
+}
+
+/* Closes the feed; all producers have to end as they were told to. */
+static void finish(feeding *f)
+{
+    dpi_feed_close(f->feed);
+    for (size_t i = 0; i < f->count; i++)
+        assert_int_equal(ended(f->children[i]), 0);
+    kit_close(f->k);
+}
+
+/* These have to have died; they are waited for no more. */
+static void all_died(feeding *f)
+{
+    for (size_t i = 0; i < f->count; i++)
+        assert_int_equal(ended(f->children[i]), -SIGKILL);
+    f->count = 0;
+}
+
 static void rows_come_in_order_from_several_processes(void **state)
 {
     (void)state;
-    kit *k = open_session(true);
-    dpi_feed *feed;
+    feeding f = begin(203, 3, HONEST);
     dpi_error error;
     dpi_stats_data before = DPI_INIT(dpi_stats_data), after = DPI_INIT(dpi_stats_data);
-    kit_assert_ok(open_feed(k, 203, 3, &feed, &error), error);
-    pid_t children[] = {start(feed, HONEST), start(feed, HONEST), start(feed, HONEST)};
     int socket;
-    assert_int_equal(dpi_feed_connect(feed, &socket, &error), DPI_E_ARGUMENT);
-    dpi_stats(k->s, &before, NULL);
-    assert_true(take_all(k, feed) == 203);
-    dpi_stats(k->s, &after, NULL);
+    assert_int_equal(dpi_feed_connect(f.feed, &socket, &error), DPI_E_ARGUMENT);
+    dpi_stats(f.k->s, &before, NULL);
+    assert_true(take_all(f.k, f.feed) == 203);
+    dpi_stats(f.k->s, &after, NULL);
     assert_true(before.copied_in_bytes == after.copied_in_bytes); /* workers read what producers wrote */
-    dpi_feed_close(feed);
-    for (size_t i = 0; i < 3; i++)
-        assert_int_equal(ended(children[i]), 0);
-    kit_close(k);
+    finish(&f);
 }
 
 static void ranges_of_the_dead_are_dealt_again(void **state)
 {
     (void)state;
-    kit *k = open_session(true);
-    dpi_feed *feed;
+    feeding f = {.k = open_session(true)};
     dpi_error error;
-    kit_assert_ok(open_feed(k, 200, 3, &feed, &error), error);
-    pid_t dying[] = {start(feed, DIES_AT_SECOND), start(feed, DIES_AT_SECOND)};
-    assert_int_equal(ended(dying[0]), -SIGKILL); /* the ring has room for all that they take */
-    assert_int_equal(ended(dying[1]), -SIGKILL);
-    pid_t honest = start(feed, HONEST);
-    assert_true(take_all(k, feed) == 200);
-    dpi_feed_close(feed);
-    assert_int_equal(ended(honest), 0);
-    kit_close(k);
+    kit_assert_ok(open_feed(f.k, 200, 3, &f.feed, &error), error);
+    start_all(&f, DIES_AT_SECOND, 2);
+    all_died(&f); /* the ring has room for all that they take */
+    start_all(&f, HONEST, 1);
+    assert_true(take_all(f.k, f.feed) == 200);
+    finish(&f);
 }
 
 static void all_dead_is_an_error_and_not_a_wait(void **state)
 {
     (void)state;
-    kit *k = open_session(true);
-    dpi_feed *feed;
+    feeding f = begin(200, 1, DIES_AT_SECOND);
     dpi_error error;
     dpi_range r;
     dpi_tensor in[2];
-    kit_assert_ok(open_feed(k, 200, 1, &feed, &error), error);
-    pid_t child = start(feed, DIES_AT_SECOND);
-    kit_assert_ok(dpi_feed_next(feed, 0, &r, in, &error), error); /* the first is whole */
-    assert_int_equal(dpi_feed_next(feed, 0, &r, in, &error), DPI_E_WORKER);
+    kit_assert_ok(dpi_feed_next(f.feed, 0, &r, in, &error), error); /* the first is whole */
+    assert_int_equal(dpi_feed_next(f.feed, 0, &r, in, &error), DPI_E_WORKER);
     kit_assert_contains(error.message, "died");
-    assert_int_equal(ended(child), -SIGKILL);
-    dpi_feed_close(feed);
-    kit_close(k);
+    all_died(&f);
+    finish(&f);
 }
 
 static void a_failure_comes_in_its_place_with_its_words(void **state)
 {
     (void)state;
-    kit *k = open_session(true);
-    dpi_feed *feed;
+    feeding f = begin(200, 1, FAILS_AT_SECOND);
     dpi_error error;
     dpi_range r;
     dpi_tensor in[2];
-    kit_assert_ok(open_feed(k, 200, 1, &feed, &error), error);
-    pid_t child = start(feed, FAILS_AT_SECOND);
-    kit_assert_ok(dpi_feed_next(feed, 0, &r, in, &error), error);
-    take(k, feed, &r, in);
-    assert_int_equal(dpi_feed_next(feed, 0, &r, in, &error), DPI_E_DATA);
+    kit_assert_ok(dpi_feed_next(f.feed, 0, &r, in, &error), error);
+    take(f.k, f.feed, &r, in);
+    assert_int_equal(dpi_feed_next(f.feed, 0, &r, in, &error), DPI_E_DATA);
     assert_string_equal(error.message, "row 13 is broken");
-    dpi_feed_close(feed);
-    assert_int_equal(ended(child), 0);
-    kit_close(k);
+    finish(&f);
 }
 
 static void an_unknown_number_of_rows_ends_with_the_producers(void **state)
 {
     (void)state;
-    kit *k = open_session(true);
-    dpi_feed *feed;
-    dpi_error error;
-    kit_assert_ok(open_feed(k, ENDLESS, 3, &feed, &error), error);
-    pid_t children[] = {start(feed, ENDS_AFTER_TWO), start(feed, ENDS_AFTER_TWO), start(feed, ENDS_AFTER_TWO)};
-    assert_true(take_all(k, feed) == 3 * (8 + 3));
-    dpi_feed_close(feed);
-    for (size_t i = 0; i < 3; i++)
-        assert_int_equal(ended(children[i]), 0);
-    kit_close(k);
+    feeding f = begin(ENDLESS, 3, ENDS_AFTER_TWO);
+    assert_true(take_all(f.k, f.feed) == 3 * (8 + 3));
+    finish(&f);
 }
 
 static void a_feed_that_closes_early_ends_its_producers(void **state)
 {
     (void)state;
-    kit *k = open_session(true);
-    dpi_feed *feed;
+    feeding f = begin(1000, 2, HONEST);
     dpi_error error;
     dpi_range r;
     dpi_tensor in[2];
-    kit_assert_ok(open_feed(k, 1000, 2, &feed, &error), error);
-    pid_t children[] = {start(feed, HONEST), start(feed, HONEST)};
-    kit_assert_ok(dpi_feed_next(feed, 0, &r, in, &error), error);
-    dpi_feed_close(feed);
-    assert_int_equal(ended(children[0]), 0);
-    assert_int_equal(ended(children[1]), 0);
-    kit_forward(k, 50, 3); /* the session goes on */
-    kit_close(k);
+    kit_assert_ok(dpi_feed_next(f.feed, 0, &r, in, &error), error);
+    dpi_feed_close(f.feed);
+    assert_int_equal(ended(f.children[0]), 0);
+    assert_int_equal(ended(f.children[1]), 0);
+    kit_forward(f.k, 50, 3); /* the session goes on */
+    kit_close(f.k);
 }
 
 static void wrong_feeds_are_refused(void **state)
