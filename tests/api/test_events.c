@@ -1,4 +1,5 @@
 /* Every kind of event comes with the fields that docs/reliability.md says it has, and dpi_stats counts the same. */
+#include "folder_kit.h"
 #include "sim_kit.h"
 
 #include "base/clock.h"
@@ -307,7 +308,7 @@ static void words_that_are_no_utf8(void **state)
 static int make_folder(void **state)
 {
     (void)state;
-    return mkdtemp(folder) ? 0 : -1;
+    return folder_make(folder);
 }
 
 static int remove_folder(void **state)

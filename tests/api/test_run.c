@@ -1,4 +1,5 @@
 /* dpi_run: data sets from sources to sinks; files are whole or absent, and nothing is left under another name. */
+#include "folder_kit.h"
 #include "sim_kit.h"
 
 #include "base/clock.h"
@@ -7,7 +8,6 @@
 #include "data/sink.h"
 #include "data/source.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -35,36 +35,22 @@ static const char *at(const char *name)
 static int make_folder(void **state)
 {
     (void)state;
-    return mkdtemp(folder) ? 0 : -1;
+    return folder_make(folder);
 }
 
-static int count_files(void)
-{
-    int count = 0;
-    DIR *d = opendir(folder);
-    assert_non_null(d);
-    for (struct dirent *e; (e = readdir(d));)
-        count += e->d_name[0] != '.';
-    closedir(d);
-    return count;
-}
+static int count_files(void) { return folder_count(folder); }
 
 static int empty_folder(void **state)
 {
     (void)state;
-    DIR *d = opendir(folder);
-    for (struct dirent *e; d && (e = readdir(d));)
-        if (e->d_name[0] != '.')
-            unlinkat(dirfd(d), e->d_name, 0);
-    if (d)
-        closedir(d);
+    folder_empty(folder);
     return 0;
 }
 
 static int remove_folder(void **state)
 {
-    empty_folder(state);
-    return rmdir(folder);
+    (void)state;
+    return folder_remove(folder);
 }
 
 /* Writes the rows of random:SPEC as a .npy file. */

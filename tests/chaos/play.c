@@ -4,8 +4,8 @@
 #include "base/tensor.h"
 
 #include "api/sim_kit.h"
+#include "folder_kit.h"
 
-#include <dirent.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -323,22 +323,12 @@ static void see_through(play *y)
         plan_fail("dpi_close took %.1f s", (double)(clock_now_ns() - closing_ns) * 1e-9);
 }
 
-static void empty_folder(const char *folder)
-{
-    DIR *d = opendir(folder);
-    for (struct dirent *e; d && (e = readdir(d));)
-        if (e->d_name[0] != '.')
-            unlinkat(dirfd(d), e->d_name, 0);
-    if (d)
-        closedir(d);
-}
-
 void play_plan(const plan *p, tally *r, const real_data *real, const char *folder)
 {
     play y = {.p = p, .r = r};
     began_ns = clock_now_ns();
     kit_let_workers_crash();
-    empty_folder(folder);
+    folder_empty(folder);
     snprintf(y.folder, sizeof y.folder, "%s", folder);
     if (p->backend && !real->there) {
         r->absent++;
@@ -365,7 +355,7 @@ void play_plan(const plan *p, tally *r, const real_data *real, const char *folde
     killer_stop(&y);
     fprintf(stderr, "        slowness: %.0f ms\n", (double)y.slow_ns * 1e-6);
     kit_check_clean(before);
-    empty_folder(folder);
+    folder_empty(folder);
     r->slow_ns = (3 * r->slow_ns + y.slow_ns) / 4;
 }
 

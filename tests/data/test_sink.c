@@ -3,8 +3,8 @@
 
 #include "base/file.h"
 #include "data/npy.h"
+#include "folder_kit.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <locale.h>
 #include <math.h>
@@ -27,7 +27,7 @@ static char npy[64], csv[64], labels[64];
 static int make_folder(void **state)
 {
     (void)state;
-    if (!mkdtemp(folder))
+    if (folder_make(folder))
         return -1;
     snprintf(npy, sizeof npy, "%s/y.npy", folder);
     snprintf(csv, sizeof csv, "%s/y.csv", folder);
@@ -38,30 +38,17 @@ static int make_folder(void **state)
 static int empty_folder(void **state)
 {
     (void)state;
-    DIR *d = opendir(folder);
-    for (struct dirent *e; d && (e = readdir(d));)
-        if (e->d_name[0] != '.')
-            unlinkat(dirfd(d), e->d_name, 0);
-    if (d)
-        closedir(d);
+    folder_empty(folder);
     return 0;
 }
 
 static int remove_folder(void **state)
 {
-    empty_folder(state);
-    return rmdir(folder);
+    (void)state;
+    return folder_remove(folder);
 }
 
-static int count_files(void)
-{
-    int count = 0;
-    DIR *d = opendir(folder);
-    for (struct dirent *e; (e = readdir(d));)
-        count += e->d_name[0] != '.';
-    closedir(d);
-    return count;
-}
+static int count_files(void) { return folder_count(folder); }
 
 static const port scores = {.name = "scores", .dtype = DPI_F32, .rank = 2, .shape = {-1, 4}};
 

@@ -4,8 +4,8 @@
 
 #include "base/file.h"
 #include "data/npy.h"
+#include "folder_kit.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -74,7 +74,7 @@ int fsync(int fd)
 static int make_folder(void **state)
 {
     (void)state;
-    if (!mkdtemp(folder))
+    if (folder_make(folder))
         return -1;
     snprintf(npy, sizeof npy, "%s/y.npy", folder);
     snprintf(csv, sizeof csv, "%s/y.csv", folder);
@@ -85,12 +85,7 @@ static int make_folder(void **state)
 static int start_clean(void **state)
 {
     (void)state;
-    DIR *d = opendir(folder);
-    for (struct dirent *e; d && (e = readdir(d));)
-        if (e->d_name[0] != '.')
-            unlinkat(dirfd(d), e->d_name, 0);
-    if (d)
-        closedir(d);
+    folder_empty(folder);
     memset(fallocate_errors, 0, sizeof fallocate_errors);
     fallocate_calls = 0;
     flock_error = fsync_error = rename_error = 0;
@@ -100,20 +95,11 @@ static int start_clean(void **state)
 
 static int remove_folder(void **state)
 {
-    start_clean(state);
-    return rmdir(folder);
+    (void)state;
+    return folder_remove(folder);
 }
 
-static int count_files(void)
-{
-    int count = 0;
-    DIR *d = opendir(folder);
-    for (struct dirent *e; d && (e = readdir(d));)
-        count += e->d_name[0] != '.';
-    if (d)
-        closedir(d);
-    return count;
-}
+static int count_files(void) { return folder_count(folder); }
 
 static sink *create(const char *spec, const sink_options *options)
 {

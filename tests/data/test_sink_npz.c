@@ -3,8 +3,8 @@
 
 #include "base/file.h"
 #include "data/zip.h"
+#include "folder_kit.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -30,7 +30,7 @@ static const port scores = {.name = "scores", .dtype = DPI_F32, .rank = 2, .shap
 static int make_folder(void **state)
 {
     (void)state;
-    if (!mkdtemp(folder))
+    if (folder_make(folder))
         return -1;
     snprintf(npz, sizeof npz, "%s/y.npz", folder);
     snprintf(part, sizeof part, "%s.part", npz);
@@ -40,26 +40,17 @@ static int make_folder(void **state)
 static int clean(void **state)
 {
     (void)state;
-    unlink(npz);
-    unlink(part);
+    folder_empty(folder);
     return 0;
 }
 
 static int remove_folder(void **state)
 {
-    clean(state);
-    return rmdir(folder);
+    (void)state;
+    return folder_remove(folder);
 }
 
-static int count_files(void)
-{
-    int count = 0;
-    DIR *d = opendir(folder);
-    for (struct dirent *e; (e = readdir(d));)
-        count += e->d_name[0] != '.';
-    closedir(d);
-    return count;
-}
+static int count_files(void) { return folder_count(folder); }
 
 typedef struct pair {
     sink *file, *joined;
