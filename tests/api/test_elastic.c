@@ -13,15 +13,31 @@
 
 /* ---- while batches are in flight -------------------------------------------------------------------------------- */
 
+/* A slice at a time, several in flight, a fixed split. */
+static void in_all_ways(void (*test)(const char *text, size_t fixed_split))
+{
+    test(SIMPLE "fixed_us 3000\n", 0);
+    test(SIMPLE "fixed_us 3000\ndepth 3\n", 0);
+    test(SIMPLE "fixed_us 3000\n", 12);
+}
+
+/* A session on `devices` with batches in flight. */
+static kit *open_busy(const char *text, const char *devices, size_t fixed_split, size_t rows, kit_story *story,
+                      elastic_queue *q)
+{
+    dpi_options o = elastic_options(story);
+    o.total_batch_size = fixed_split;
+    kit *k = kit_open(text, devices, &o);
+    elastic_submit(k, q, rows);
+    return k;
+}
+
 static void added_in_flight(const char *text, size_t fixed_split)
 {
     kit_traces before = kit_look();
     kit_story story = KIT_STORY;
-    dpi_options o = elastic_options(&story);
-    o.total_batch_size = fixed_split;
-    kit *k = kit_open(text, "sim:0", &o);
     elastic_queue q;
-    elastic_submit(k, &q, 40);
+    kit *k = open_busy(text, "sim:0", fixed_split, 40, &story, &q);
     elastic_add(k, "sim:7,sim:2");
     assert_true(kit_story_says(&story, "\"event\":\"added\",\"worker\":1,\"device\":\"sim:7\""));
     assert_true(kit_story_says(&story, "\"event\":\"added\",\"worker\":2,\"device\":\"sim:2\""));
@@ -42,9 +58,7 @@ static void added_in_flight(const char *text, size_t fixed_split)
 static void devices_are_added_while_batches_are_in_flight(void **state)
 {
     (void)state;
-    added_in_flight(SIMPLE "fixed_us 3000\n", 0);
-    added_in_flight(SIMPLE "fixed_us 3000\ndepth 3\n", 0);
-    added_in_flight(SIMPLE "fixed_us 3000\n", 12);
+    in_all_ways(added_in_flight);
 }
 
 /* What is in flight, planned for one device alone, is taken over by one that joins. */
@@ -69,11 +83,8 @@ static void removed_in_flight(const char *text, size_t fixed_split)
 {
     kit_traces before = kit_look();
     kit_story story = KIT_STORY;
-    dpi_options o = elastic_options(&story);
-    o.total_batch_size = fixed_split;
-    kit *k = kit_open(text, "sim:0,sim:7,sim:2", &o);
     elastic_queue q;
-    elastic_submit(k, &q, 60);
+    kit *k = open_busy(text, "sim:0,sim:7,sim:2", fixed_split, 60, &story, &q);
     elastic_remove(k, "sim:7");
     assert_true(kit_story_says(&story, "\"event\":\"removed\",\"worker\":1,\"device\":\"sim:7\""));
     uint64_t slices = elastic_slices(k, 1);
@@ -99,9 +110,7 @@ static void removed_in_flight(const char *text, size_t fixed_split)
 static void devices_are_removed_while_batches_are_in_flight(void **state)
 {
     (void)state;
-    removed_in_flight(SIMPLE "fixed_us 3000\n", 0);
-    removed_in_flight(SIMPLE "fixed_us 3000\ndepth 3\n", 0);
-    removed_in_flight(SIMPLE "fixed_us 3000\n", 12);
+    in_all_ways(removed_in_flight);
 }
 
 /* The slice under way is finished by the device that has begun it; what it had planned behind it is free at once. */
