@@ -1,16 +1,8 @@
 #include "elastic_kit.h"
 
-static void quiet(void *context, dpi_log_level level, const char *line)
-{
-    (void)context;
-    (void)level;
-    (void)line;
-}
-
 dpi_options elastic_options(kit_story *story)
 {
     dpi_options o = DPI_INIT(dpi_options);
-    o.log = quiet;
     o.batch = 2;
     o.slice_timeout_ms = 5000;
     o.event = story ? kit_tell : NULL;

@@ -9,13 +9,6 @@
 
 #define GUARD_BYTE 0xa5
 
-static void quiet(void *context, dpi_log_level level, const char *line)
-{
-    (void)context;
-    (void)level;
-    (void)line;
-}
-
 static void fill_broadcast(kit *k, int64_t extent)
 {
     for (size_t i = 0; i < k->model.sig.input_count; i++) {
@@ -38,6 +31,13 @@ static void free_kit(kit *k)
     for (size_t i = 0; i < k->broadcast_count; i++)
         free(k->broadcast[i].data);
     free(k);
+}
+
+static void quiet(void *context, dpi_log_level level, const char *line)
+{
+    (void)context;
+    (void)level;
+    (void)line;
 }
 
 kit *kit_try_open(const char *text, const char *devices, const dpi_options *o, dpi_error *error)
@@ -81,6 +81,14 @@ kit *kit_open(const char *text, const char *devices, const dpi_options *o)
     if (!k)
         fail_msg("cannot open on %s: %s", devices, error.message);
     return k;
+}
+
+dpi_options kit_impatient(void)
+{
+    dpi_options o = DPI_INIT(dpi_options);
+    o.slice_timeout_ms = 300;
+    o.compile_timeout_ms = 1000;
+    return o;
 }
 
 void kit_close(kit *k)
@@ -200,6 +208,14 @@ void kit_batch_check(const kit_batch *b, const dpi_tensor *outputs)
     }
 }
 
+void kit_poison(kit_batch *b, size_t row)
+{
+    size_t elements = 1;
+    for (int axis = 1; axis < b->in[0].rank; axis++)
+        elements *= (size_t)b->in[0].shape[axis];
+    dtype_set(b->in[0].dtype, b->in[0].data, row * elements, KIT_POISON);
+}
+
 void kit_forward(const kit *k, size_t rows, uint64_t seed)
 {
     dpi_error error = {.status = DPI_E_INTERNAL, .message = "stale"};
@@ -298,6 +314,23 @@ void kit_check_clean(kit_traces before)
     assert_int_equal(now.mappings, before.mappings);
     assert_int_equal(now.fds, before.fds);
     assert_true(now.threads <= before.threads);
+}
+
+dpi_stats_data kit_stats(const kit *k)
+{
+    dpi_error error;
+    dpi_stats_data stats = DPI_INIT(dpi_stats_data);
+    kit_assert_ok(dpi_stats(k->s, &stats, &error), error);
+    return stats;
+}
+
+pid_t kit_pid(const kit *k, size_t w)
+{
+    dpi_error error;
+    dpi_description d = DPI_INIT(dpi_description);
+    kit_assert_ok(dpi_describe(k->s, &d, &error), error);
+    assert_true(w < d.worker_count);
+    return (pid_t)d.workers[w].pid;
 }
 
 double kit_now_s(void) { return (double)clock_now_ns() * 1e-9; }

@@ -28,11 +28,14 @@ typedef struct kit {
 } kit;
 
 /* Opens `text` on `devices`. `o` (may be NULL) brings other options; its model, devices, broadcast and cache are set
- * here. Fails the test when it does not open. */
+ * here, and without one of its own nothing is logged. Fails the test when it does not open. */
 kit *kit_open(const char *text, const char *devices, const dpi_options *o);
 /* The same, and the status instead of a failure; NULL then. */
 kit *kit_try_open(const char *text, const char *devices, const dpi_options *o, dpi_error *error);
 void kit_close(kit *k);
+
+/* Options with which a hang ends soon: 300 ms a slice, 1 s to start and for a worker's first slice. */
+dpi_options kit_impatient(void);
 
 /* A batch of random rows in plain memory, and memory for its results. */
 typedef struct kit_batch {
@@ -49,6 +52,9 @@ void kit_batch_free(kit_batch *b);
 void kit_batch_check(const kit_batch *b, const dpi_tensor *outputs);
 /* Overwrites the result memory, so that a later check cannot pass on old results. */
 void kit_batch_spoil(kit_batch *b);
+/* Makes row `row` the one that a model with `poison 777` means. */
+#define KIT_POISON 777
+void kit_poison(kit_batch *b, size_t row);
 /* dpi_forward and check. */
 void kit_forward(const kit *k, size_t rows, uint64_t seed);
 dpi_status kit_submit(const kit *k, kit_batch *b, bool views, int64_t queue_timeout_ms, dpi_ticket *ticket,
@@ -67,6 +73,9 @@ size_t kit_children(pid_t *pids, size_t most);
 void kit_check_clean(kit_traces before);
 
 double kit_now_s(void);
+
+dpi_stats_data kit_stats(const kit *k); /* of the session as a whole */
+pid_t kit_pid(const kit *k, size_t w);  /* worker w's, 0 while there is none */
 
 /* A sanitizer in the worker would turn crashes into exits: from here on it does not; its other options stay. */
 void kit_let_workers_crash(void);

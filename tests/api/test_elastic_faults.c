@@ -6,8 +6,6 @@
 #include <signal.h>
 #include <stdio.h>
 
-#define POISON 777
-
 /* ---- devices that fail meanwhile -------------------------------------------------------------------------------- */
 
 static void a_device_that_hangs_is_removed_all_the_same(void **state)
@@ -189,7 +187,7 @@ static void a_device_is_removed_while_a_bad_row_is_looked_for(void **state)
 {
     (void)state;
     char text[300];
-    snprintf(text, sizeof text, "%sfixed_us 500\npoison %d\n", SIMPLE, POISON);
+    snprintf(text, sizeof text, "%sfixed_us 500\npoison %d\n", SIMPLE, KIT_POISON);
     for (int delay_ms = 0; delay_ms < 60; delay_ms += 12) {
         dpi_options o = elastic_options(NULL);
         o.batch = 8;
@@ -198,7 +196,7 @@ static void a_device_is_removed_while_a_bad_row_is_looked_for(void **state)
         dpi_error error = {0};
         dpi_ticket ticket;
         kit_batch *b = kit_batch_new(k, 60, 1, 3);
-        ((float *)b->in[0].data)[37 * 5] = POISON;
+        kit_poison(b, 37);
         kit_assert_ok(kit_submit(k, b, false, 0, &ticket, &error), error);
         clock_sleep_until_ns(clock_now_ns() + delay_ms * 1000000);
         elastic_remove(k, "sim:7");

@@ -11,21 +11,12 @@
 #include <unistd.h>
 
 #define SIMPLE "input x float32 N 5\noutput y float32 N 3\n"
-#define POISON 777
 
 static char folder[] = "/tmp/dpi-test-events-XXXXXX";
-
-static void quiet(void *context, dpi_log_level level, const char *line)
-{
-    (void)context;
-    (void)level;
-    (void)line;
-}
 
 static dpi_options told_to(kit_story *story, dpi_key_value *options, size_t count)
 {
     dpi_options o = DPI_INIT(dpi_options);
-    o.log = quiet;
     o.batch = 2;
     o.slice_timeout_ms = 300;
     o.compile_timeout_ms = 20000;
@@ -85,14 +76,6 @@ static void expect_worker(const json_t *event, json_int_t w, const char *name, j
     assert_true(number(event, "pid") > 0);
 }
 
-static dpi_stats_data stats_of(const kit *k)
-{
-    dpi_error error;
-    dpi_stats_data stats = DPI_INIT(dpi_stats_data);
-    kit_assert_ok(dpi_stats(k->s, &stats, &error), error);
-    return stats;
-}
-
 static void started_and_compiled(void **state)
 {
     (void)state;
@@ -107,8 +90,8 @@ static void started_and_compiled(void **state)
     assert_true(json_is_false(json_object_get(started, "from_cache")));
     json_decref(compiled);
     json_decref(started);
-    assert_int_equal(stats_of(k).worker_starts, 1);
-    assert_int_equal(stats_of(k).compiled_engines, 1);
+    assert_int_equal(kit_stats(k).worker_starts, 1);
+    assert_int_equal(kit_stats(k).compiled_engines, 1);
     kit_close(k);
 }
 
@@ -125,7 +108,7 @@ static void an_engine_from_the_cache_is_not_compiled(void **state)
         json_t *compiled = find_event(&story, "compiled", 0), *started = expect(&story, "started");
         assert_int_equal(compiled != NULL, round == 0);
         assert_int_equal(json_is_true(json_object_get(started, "from_cache")), round == 1);
-        assert_int_equal(stats_of(k).compiled_engines, round == 0);
+        assert_int_equal(kit_stats(k).compiled_engines, round == 0);
         json_decref(compiled);
         json_decref(started);
         kit_close(k);
@@ -144,8 +127,8 @@ static json_t *death_by(const char *key, const char *signal_number, kit_story *s
     o.total_batch_size = 6;
     kit *k = kit_open(SIMPLE "fixed_us 500\n", "sim:0,sim:7,sim:2", &o);
     kit_forward(k, 60, 1);
-    assert_int_equal(stats_of(k).deaths, 1);
-    assert_int_equal(stats_of(k).replayed_slices, 1);
+    assert_int_equal(kit_stats(k).deaths, 1);
+    assert_int_equal(kit_stats(k).replayed_slices, 1);
     json_t *died = expect(story, "died"), *replayed = expect(story, "replayed");
     expect_worker(died, 1, "sim:7", 1);
     kit_assert_contains(text(died, "reason"), "worker 1 (sim:7");
@@ -188,9 +171,9 @@ static void retired(void **state)
     o.max_deaths = 2;
     kit *k = kit_open(SIMPLE "fixed_us 2000\n", "sim:0,sim:7,sim:2", &o);
     double until = kit_now_s() + 20;
-    for (uint64_t i = 0; !stats_of(k).retired_devices && kit_now_s() < until; i++)
+    for (uint64_t i = 0; !kit_stats(k).retired_devices && kit_now_s() < until; i++)
         kit_forward(k, 60, i);
-    assert_int_equal(stats_of(k).retired_devices, 1);
+    assert_int_equal(kit_stats(k).retired_devices, 1);
     kit_close(k); /* the event comes behind the count */
     json_t *event = expect(&story, "retired");
     assert_int_equal(number(event, "worker"), 1);
@@ -204,19 +187,19 @@ static void bad_row(void **state)
     (void)state;
     kit_story story = KIT_STORY;
     char model[200];
-    snprintf(model, sizeof model, "%spoison %d\n", SIMPLE, POISON);
+    snprintf(model, sizeof model, "%spoison %d\n", SIMPLE, KIT_POISON);
     dpi_options o = told_to(&story, NULL, 0);
     o.on_bad_row = DPI_BAD_ROW_SKIP;
     kit *k = kit_open(model, "sim:0,sim:7", &o);
     dpi_error error = {0};
     kit_batch *b = kit_batch_new(k, 40, 1, 3);
-    ((float *)b->in[0].data)[23 * 5] = POISON;
+    kit_poison(b, 23);
     assert_int_equal(dpi_forward(k->s, b->in, 1, b->out, 1, 0, &error), DPI_BAD_ROWS);
     json_t *event = expect(&story, "bad_row");
     assert_int_equal(number(event, "row"), 23);
     kit_assert_contains(text(event, "reason"), "signal 9");
     json_decref(event);
-    assert_int_equal(stats_of(k).bad_rows, 1);
+    assert_int_equal(kit_stats(k).bad_rows, 1);
     kit_batch_free(b);
     kit_close(k);
 }
@@ -282,7 +265,7 @@ static void resumed(void **state)
     json_t *event = expect(&story, "resumed");
     assert_in_range(number(event, "rows"), 100, 1000);
     assert_int_equal(number(event, "total"), 1001);
-    assert_int_equal(stats_of(k).resumed_rows, number(event, "rows"));
+    assert_int_equal(kit_stats(k).resumed_rows, number(event, "rows"));
     json_decref(event);
     unlink(path);
     kit_close(k);

@@ -14,31 +14,6 @@
 #include <unistd.h>
 
 #define SIMPLE "input x float32 N 5\noutput y float32 N 3\noutput z int32 N\n"
-#define POISON 777
-
-static void quiet(void *context, dpi_log_level level, const char *line)
-{
-    (void)context;
-    (void)level;
-    (void)line;
-}
-
-static dpi_options quietly(void)
-{
-    dpi_options o = DPI_INIT(dpi_options);
-    o.log = quiet;
-    o.slice_timeout_ms = 300;
-    o.compile_timeout_ms = 1000; /* also the limit of a worker's first slice */
-    return o;
-}
-
-static dpi_stats_data stats_of(kit *k)
-{
-    dpi_error error;
-    dpi_stats_data stats = DPI_INIT(dpi_stats_data);
-    kit_assert_ok(dpi_stats(k->s, &stats, &error), error);
-    return stats;
-}
 
 /* ---- one fault of one worker ------------------------------------------------------------------------------------ */
 
@@ -65,7 +40,7 @@ static void strike(const plan *p, const char *text, const char *devices, bool fi
     snprintf(key, sizeof key, "1.%s", p->key);
     const dpi_key_value options[] = {
         {key, p->value}, {"1.signal", p->signal}, {"1.die_at_step", p->step}, {"1.fault_generations", "1"}};
-    dpi_options o = quietly();
+    dpi_options o = kit_impatient();
     o.backend_options = options;
     o.backend_option_count = 4;
     o.batch = 2;
@@ -73,7 +48,7 @@ static void strike(const plan *p, const char *text, const char *devices, bool fi
     kit *k = kit_open(text, devices, &o);
     for (uint64_t i = 0; i < 4; i++)
         kit_forward(k, rows, i);
-    dpi_stats_data stats = stats_of(k);
+    dpi_stats_data stats = kit_stats(k);
     if (p->deaths && fixed_split && stats.deaths != 1)
         fail_msg("%s %s, step %s: %d deaths", p->key, p->value, p->step, (int)stats.deaths);
     assert_int_equal(stats.failed_batches, 0);
@@ -101,12 +76,12 @@ static void every_fault_of_the_only_worker(void **state)
         char text[400];
         snprintf(text, sizeof text, "%s%s %s\nsignal %s\ndie_at_step %s\nfault_generations 1\n", SIMPLE, plans[i].key,
                  plans[i].value, plans[i].signal, plans[i].step);
-        dpi_options o = quietly();
+        dpi_options o = kit_impatient();
         o.batch = 4;
         kit *k = kit_open(text, "sim:0", &o);
         for (uint64_t n = 0; n < 3; n++)
             kit_forward(k, 30, n);
-        assert_int_equal(stats_of(k).failed_batches, 0);
+        assert_int_equal(kit_stats(k).failed_batches, 0);
         kit_close(k);
     }
 }
@@ -117,7 +92,7 @@ static void a_device_that_keeps_failing_is_given_up(void **state)
 {
     (void)state;
     const dpi_key_value options[] = {{"1.die_at_slice", "1"}};
-    dpi_options o = quietly();
+    dpi_options o = kit_impatient();
     o.backend_options = options;
     o.backend_option_count = 1;
     o.total_batch_size = 6;
@@ -125,14 +100,14 @@ static void a_device_that_keeps_failing_is_given_up(void **state)
     o.max_deaths = 3;
     kit *k = kit_open(SIMPLE "fixed_us 2000\n", "sim:0,sim:7,sim:2", &o);
     double until = kit_now_s() + 20;
-    for (uint64_t i = 0; !stats_of(k).retired_devices && kit_now_s() < until; i++)
+    for (uint64_t i = 0; !kit_stats(k).retired_devices && kit_now_s() < until; i++)
         kit_forward(k, 60, i);
-    dpi_stats_data stats = stats_of(k);
+    dpi_stats_data stats = kit_stats(k);
     assert_int_equal(stats.retired_devices, 1);
     assert_in_range(stats.deaths, 3, 5);
     for (uint64_t i = 0; i < 5; i++)
         kit_forward(k, 60, 100 + i); /* the others have its share */
-    assert_int_equal(stats_of(k).deaths, stats.deaths);
+    assert_int_equal(kit_stats(k).deaths, stats.deaths);
     kit_close(k);
 }
 
@@ -140,7 +115,7 @@ static void with_no_device_left_the_error_tells_all(void **state)
 {
     (void)state;
     kit_traces before = kit_look();
-    dpi_options o = quietly();
+    dpi_options o = kit_impatient();
     o.max_deaths = 2;
     kit *k = kit_open(SIMPLE, "sim:0,sim:7", &o);
     dpi_error error = {0};
@@ -184,7 +159,7 @@ static void list_row(void *context, const dpi_bad_row *row)
 static void set_poison(kit_batch *b, const size_t *rows, size_t count)
 {
     for (size_t i = 0; i < count; i++)
-        ((float *)b->in[0].data)[rows[i] * 5] = POISON;
+        kit_poison(b, rows[i]);
 }
 
 static bool is_listed(const size_t *rows, size_t count, size_t row)
@@ -220,8 +195,8 @@ static void check_all_but(kit *k, const kit_batch *b, const size_t *rows, size_t
 static void poisoned(const char *how, const char *devices, const char *more, const size_t *rows, size_t count)
 {
     char text[400];
-    snprintf(text, sizeof text, "%sfixed_us 300\npoison %d\npoison_how %s\n%s", SIMPLE, POISON, how, more);
-    dpi_options o = quietly();
+    snprintf(text, sizeof text, "%sfixed_us 300\npoison %d\npoison_how %s\n%s", SIMPLE, KIT_POISON, how, more);
+    dpi_options o = kit_impatient();
     listed list = {.count = 0};
     o.slice_timeout_ms = 120;
     o.batch = 16;
@@ -239,7 +214,7 @@ static void poisoned(const char *how, const char *devices, const char *more, con
     for (size_t i = 0; i < count; i++)
         assert_true(is_listed(rows, count, (size_t)list.rows[i]));
     check_all_but(k, b, rows, count);
-    dpi_stats_data stats = stats_of(k);
+    dpi_stats_data stats = kit_stats(k);
     assert_int_equal(stats.bad_rows, count);
     assert_int_equal(stats.retired_devices, 0);
     kit_forward(k, 100, 2); /* and the session goes on */
@@ -267,8 +242,8 @@ static void a_suspect_that_nobody_tells_of_is_tried(void **state)
     kit_story story = KIT_STORY;
     char text[400];
     snprintf(text, sizeof text, "%spoison %d\npoison_how fail\ndie_at_slice 1\ndie_at_step 5\nfault_generations 1\n",
-             SIMPLE, POISON);
-    dpi_options o = quietly();
+             SIMPLE, KIT_POISON);
+    dpi_options o = kit_impatient();
     o.batch = 16;
     o.on_bad_row = DPI_BAD_ROW_SKIP;
     o.event = kit_tell;
@@ -291,8 +266,8 @@ static void a_bad_row_fails_its_batch_and_is_named(void **state)
 {
     (void)state;
     char text[400];
-    snprintf(text, sizeof text, "%spoison %d\nsignal 11\n", SIMPLE, POISON);
-    dpi_options o = quietly();
+    snprintf(text, sizeof text, "%spoison %d\nsignal 11\n", SIMPLE, KIT_POISON);
+    dpi_options o = kit_impatient();
     o.batch = 16;
     kit *k = kit_open(text, "sim:0,sim:7", &o);
     dpi_error error = {0};
@@ -302,7 +277,7 @@ static void a_bad_row_fails_its_batch_and_is_named(void **state)
     assert_int_equal(dpi_forward(k->s, b->in, 1, b->out, 2, 0, &error), DPI_E_WORKER);
     kit_assert_contains(error.message, "row 73 cannot be computed");
     kit_assert_contains(error.message, "signal 11");
-    dpi_stats_data stats = stats_of(k);
+    dpi_stats_data stats = kit_stats(k);
     assert_int_equal(stats.retired_devices, 0);
     assert_int_equal(stats.failed_batches, 1);
     kit_forward(k, 100, 2);
@@ -314,8 +289,8 @@ static void too_many_bad_rows_are_a_failure(void **state)
 {
     (void)state;
     char text[400];
-    snprintf(text, sizeof text, "%spoison %d\n", SIMPLE, POISON);
-    dpi_options o = quietly();
+    snprintf(text, sizeof text, "%spoison %d\n", SIMPLE, KIT_POISON);
+    dpi_options o = kit_impatient();
     o.batch = 8;
     o.on_bad_row = DPI_BAD_ROW_SKIP;
     o.max_bad_rows = 2;
@@ -346,14 +321,6 @@ static void tell_slowly(void *context, const char *json)
         clock_sleep_until_ns(clock_now_ns() + 700000000);
 }
 
-static pid_t pid_of(kit *k, size_t w)
-{
-    dpi_error error;
-    dpi_description d = DPI_INIT(dpi_description);
-    kit_assert_ok(dpi_describe(k->s, &d, &error), error);
-    return (pid_t)d.workers[w].pid;
-}
-
 /* While the supervisor is in the listener, worker 1 starts again and says that it is ready. It must not take slices
  * before the supervisor has compared its engine; if it does, the supervisor finds words of somebody who is not there.
  */
@@ -361,7 +328,7 @@ static void a_worker_waits_until_its_engine_was_compared(void **state)
 {
     (void)state;
     slow_story told = {.story = KIT_STORY, .slow = true};
-    dpi_options o = quietly();
+    dpi_options o = kit_impatient();
     o.batch = 1;
     o.slice_timeout_ms = 5000;
     o.compile_timeout_ms = 20000;
@@ -372,11 +339,11 @@ static void a_worker_waits_until_its_engine_was_compared(void **state)
     dpi_ticket ticket;
     kit_batch *b = kit_batch_new(k, 18, 1, 3);
     kit_assert_ok(kit_submit(k, b, false, 0, &ticket, &error), error);
-    pid_t first = pid_of(k, 1), second = first;
+    pid_t first = kit_pid(k, 1), second = first;
     kill(first, SIGKILL);
     for (double until = kit_now_s() + 20; (second <= 0 || second == first) && kit_now_s() < until;)
-        second = pid_of(k, 1);
-    kill(pid_of(k, 0), SIGKILL);
+        second = kit_pid(k, 1);
+    kill(kit_pid(k, 0), SIGKILL);
     kit_assert_ok(dpi_wait(k->s, ticket, 60000, NULL, 0, &error), error);
     kit_batch_check(b, NULL);
     assert_true(kit_story_says(&told.story, "\"died\",\"worker\":0"));

@@ -10,33 +10,6 @@
 #include <stdio.h>
 
 #define SIMPLE "input x float32 N 5\noutput y float32 N 3\noutput z int32 N\n"
-#define POISON 777
-
-static void quiet(void *context, dpi_log_level level, const char *line)
-{
-    (void)context;
-    (void)level;
-    (void)line;
-}
-
-static dpi_options quietly(void)
-{
-    dpi_options o = DPI_INIT(dpi_options);
-    o.log = quiet;
-    o.slice_timeout_ms = 300;
-    o.compile_timeout_ms = 1000;
-    return o;
-}
-
-static dpi_stats_data stats_of(kit *k)
-{
-    dpi_error error;
-    dpi_stats_data stats = DPI_INIT(dpi_stats_data);
-    kit_assert_ok(dpi_stats(k->s, &stats, &error), error);
-    return stats;
-}
-
-static void poison_row(kit_batch *b, size_t row) { ((float *)b->in[0].data)[row * 5] = POISON; }
 
 static dpi_status run_to_nothing(kit *k, const char *source, dpi_error *error)
 {
@@ -49,25 +22,17 @@ static dpi_status run_to_nothing(kit *k, const char *source, dpi_error *error)
     return dpi_run(k->s, &o, NULL, error);
 }
 
-static pid_t pid_of(kit *k, size_t w)
-{
-    dpi_error error;
-    dpi_description d = DPI_INIT(dpi_description);
-    kit_assert_ok(dpi_describe(k->s, &d, &error), error);
-    return (pid_t)d.workers[w].pid;
-}
-
 /* A worker that does not answer while it has nothing to compute is replaced like one that hangs in a slice. */
 static void a_worker_that_does_not_answer_is_replaced(void **state)
 {
     (void)state;
     kit *k = kit_open(SIMPLE "fixed_us 500\n", "sim:0,sim:7",
-                      &(dpi_options){.struct_size = sizeof(dpi_options), .log = quiet, .compile_timeout_ms = 400});
+                      &(dpi_options){.struct_size = sizeof(dpi_options), .compile_timeout_ms = 400});
     dpi_error error = {0};
     kit_forward(k, 20, 1);
-    assert_int_equal(kill(pid_of(k, 1), SIGSTOP), 0);
+    assert_int_equal(kill(kit_pid(k, 1), SIGSTOP), 0);
     kit_assert_ok(run_to_nothing(k, "random:5:float32:100", &error), error);
-    assert_int_equal(stats_of(k).deaths, 1);
+    assert_int_equal(kit_stats(k).deaths, 1);
     kit_close(k);
 }
 
@@ -84,20 +49,20 @@ static void an_answer_is_not_awaited_of_the_successor(void **state)
 {
     (void)state;
     kit_story story = KIT_STORY;
-    dpi_options o = quietly();
+    dpi_options o = kit_impatient();
     o.event = kit_tell;
     o.event_context = &story;
     kit *k = kit_open(SIMPLE "fixed_us 500\n", "sim:0,sim:7,sim:2", &o);
     kit_forward(k, 20, 1);
-    pid_t second = pid_of(k, 1);
-    assert_int_equal(kill(pid_of(k, 0), SIGSTOP), 0);
+    pid_t second = kit_pid(k, 1);
+    assert_int_equal(kill(kit_pid(k, 0), SIGSTOP), 0);
     assert_int_equal(kill(second, SIGSTOP), 0);
     pthread_t thread;
     assert_int_equal(pthread_create(&thread, NULL, run_it, k), 0);
     clock_sleep_until_ns(clock_now_ns() + 300000000); /* both have been asked by then */
     assert_int_equal(kill(second, SIGKILL), 0);
     pthread_join(thread, NULL);
-    assert_int_equal(stats_of(k).deaths, 2);
+    assert_int_equal(kit_stats(k).deaths, 2);
     kit_close(k);
 }
 
@@ -119,7 +84,7 @@ static void a_stopped_worker_is_replaced(void **state)
 {
     (void)state;
     const size_t shares[] = {2, 2};
-    dpi_options o = quietly();
+    dpi_options o = kit_impatient();
     o.batch_size_list = shares;
     o.batch_size_count = 2;
     kit *k = kit_open(SIMPLE "fixed_us 3000\n", "sim:0,sim:7", &o);
@@ -128,12 +93,12 @@ static void a_stopped_worker_is_replaced(void **state)
     pthread_t threads[2];
     for (int i = 0; i < 2; i++)
         assert_int_equal(pthread_create(&threads[i], NULL, keep_busy, &s), 0);
-    assert_int_equal(kill(pid_of(k, 1), SIGSTOP), 0);
+    assert_int_equal(kill(kit_pid(k, 1), SIGSTOP), 0);
     kit_forward(k, 4, 2); /* within twenty seconds */
     s.over = true;
     for (int i = 0; i < 2; i++)
         pthread_join(threads[i], NULL);
-    assert_int_equal(stats_of(k).deaths, 1);
+    assert_int_equal(kit_stats(k).deaths, 1);
     kit_close(k);
 }
 
@@ -143,16 +108,16 @@ static void a_trial_that_nobody_begins_is_given_to_another(void **state)
     (void)state;
     const dpi_key_value options[] = {{"0.die_at_slice", "2"}, {"0.fault_generations", "1"}};
     const size_t shares[] = {2, 0};
-    dpi_options o = quietly();
+    dpi_options o = kit_impatient();
     o.backend_options = options;
     o.backend_option_count = 2;
     o.batch_size_list = shares;
     o.batch_size_count = 2;
     kit *k = kit_open(SIMPLE "fixed_us 500\n", "sim:0,sim:7", &o);
     kit_forward(k, 2, 1);
-    assert_int_equal(kill(pid_of(k, 1), SIGSTOP), 0);
+    assert_int_equal(kill(kit_pid(k, 1), SIGSTOP), 0);
     kit_forward(k, 2, 2);
-    assert_int_equal(stats_of(k).deaths, 2);
+    assert_int_equal(kit_stats(k).deaths, 2);
     kit_close(k);
 }
 
@@ -160,17 +125,17 @@ static void a_trial_that_nobody_begins_is_given_to_another(void **state)
 static void a_failure_is_told_of_its_own_batch(void **state)
 {
     (void)state;
-    dpi_options o = quietly();
+    dpi_options o = kit_impatient();
     o.on_bad_row = DPI_BAD_ROW_SKIP;
     o.batch = 4;
     o.total_batch_size = 4;
     char text[400];
-    snprintf(text, sizeof text, "%spoison %d\npoison_how fail\nno_memory_at_slice 1\n", SIMPLE, POISON);
+    snprintf(text, sizeof text, "%spoison %d\npoison_how fail\nno_memory_at_slice 1\n", SIMPLE, KIT_POISON);
     kit *k = kit_open(text, "sim:0", &o);
     dpi_error error = {0};
     dpi_ticket ticket;
     kit_batch *fails = kit_batch_new(k, 4, 1, 3), *suspect = kit_batch_new(k, 4, 2, 3);
-    poison_row(suspect, 1);
+    kit_poison(suspect, 1);
     kit_assert_ok(kit_submit(k, fails, false, 0, &ticket, &error), error);
     assert_int_equal(dpi_forward(k->s, suspect->in, 1, suspect->out, 2, 0, &error), DPI_BAD_ROWS);
     assert_int_equal(dpi_wait(k->s, ticket, 0, NULL, 0, &error), DPI_E_SYSTEM);
@@ -193,8 +158,8 @@ static void a_bad_row_is_told_once(void **state)
     (void)state;
     char text[400];
     snprintf(text, sizeof text, "%sfixed_us 1000\npoison %d\npoison_how fail\nfaults 1:spoil_at_slice=30\n", SIMPLE,
-             POISON);
-    dpi_options o = quietly();
+             KIT_POISON);
+    dpi_options o = kit_impatient();
     int told = 0;
     o.total_batch_size = 4;
     o.on_bad_row = DPI_BAD_ROW_SKIP;
@@ -203,11 +168,11 @@ static void a_bad_row_is_told_once(void **state)
     kit *k = kit_open(text, "sim:0", &o);
     dpi_error error = {0};
     kit_batch *b = kit_batch_new(k, 160, 1, 3);
-    poison_row(b, 1);
+    kit_poison(b, 1);
     assert_int_equal(dpi_forward(k->s, b->in, 1, b->out, 2, 0, &error), DPI_BAD_ROWS);
     assert_int_equal(told, 1);
-    assert_int_equal(stats_of(k).bad_rows, 1);
-    assert_int_equal(stats_of(k).deaths, 1); /* the words were spoilt */
+    assert_int_equal(kit_stats(k).bad_rows, 1);
+    assert_int_equal(kit_stats(k).deaths, 1); /* the words were spoilt */
     kit_batch_free(b);
     kit_close(k);
 }
@@ -222,7 +187,7 @@ static void a_trial_that_was_not_begun_is_none(void **state)
                                      {"0.die_at_slice", "0"}, {"0.exit_at_slice", "1"}, {"2.slow_at_slice", "1"},
                                      {"2.slow_us", "100000"}, {"3.slow_at_slice", "1"}, {"3.slow_us", "200000"},
                                      {"compile_ms", "500"}};
-    dpi_options o = quietly();
+    dpi_options o = kit_impatient();
     o.slice_timeout_ms = o.compile_timeout_ms = 0;
     o.backend_options = options;
     o.backend_option_count = sizeof options / sizeof options[0];
@@ -230,8 +195,8 @@ static void a_trial_that_was_not_begun_is_none(void **state)
     o.batch_size_count = 4;
     kit *k = kit_open(SIMPLE "fixed_us 200000\n", "sim:0*4", &o);
     kit_forward(k, 4, 1);
-    assert_int_equal(stats_of(k).deaths, 4);
-    assert_int_equal(stats_of(k).bad_rows, 0);
+    assert_int_equal(kit_stats(k).deaths, 4);
+    assert_int_equal(kit_stats(k).bad_rows, 0);
     kit_close(k);
 }
 
@@ -242,7 +207,7 @@ static void a_device_is_not_to_blame_for_what_was_not_tried(void **state)
     (void)state;
     kit_story story = KIT_STORY;
     const size_t shares[] = {4, 0};
-    dpi_options o = quietly();
+    dpi_options o = kit_impatient();
     o.slice_timeout_ms = o.compile_timeout_ms = 0;
     o.on_bad_row = DPI_BAD_ROW_SKIP;
     o.max_deaths = 1;
@@ -251,10 +216,10 @@ static void a_device_is_not_to_blame_for_what_was_not_tried(void **state)
     o.event = kit_tell;
     o.event_context = &story;
     char text[400];
-    snprintf(text, sizeof text, "%spoison %d\nfixed_us 300000\ndepth 3\nfault_in_enqueue 1\n", SIMPLE, POISON);
+    snprintf(text, sizeof text, "%spoison %d\nfixed_us 300000\ndepth 3\nfault_in_enqueue 1\n", SIMPLE, KIT_POISON);
     kit *k = kit_open(text, "sim:0,sim:7", &o);
     kit_batch *good = kit_batch_new(k, 4, 1, 3), *bad = kit_batch_new(k, 4, 2, 3);
-    poison_row(bad, 2);
+    kit_poison(bad, 2);
     dpi_error error = {0};
     dpi_ticket first, second;
     kit_assert_ok(kit_submit(k, good, false, 0, &first, &error), error);
@@ -267,7 +232,7 @@ static void a_device_is_not_to_blame_for_what_was_not_tried(void **state)
     kit_batch_check(good, NULL);
     assert_int_equal(dpi_wait(k->s, second, 0, NULL, 0, &error), DPI_CANCELLED);
     assert_int_equal(dpi_forward(k->s, bad->in, 1, bad->out, 2, 0, &error), DPI_BAD_ROWS);
-    assert_int_equal(stats_of(k).retired_devices, 0);
+    assert_int_equal(kit_stats(k).retired_devices, 0);
     kit_batch_free(good);
     kit_batch_free(bad);
     kit_close(k);
@@ -278,7 +243,7 @@ static void a_failure_outlives_its_worker(void **state)
 {
     (void)state;
     kit_story story = KIT_STORY;
-    dpi_options o = quietly();
+    dpi_options o = kit_impatient();
     o.batch = 4;
     o.total_batch_size = 4;
     o.event = kit_tell;

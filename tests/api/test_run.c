@@ -596,13 +596,6 @@ static void a_source_that_shrinks(void **state)
     }
 }
 
-static void quiet(void *context, dpi_log_level level, const char *line)
-{
-    (void)context;
-    (void)level;
-    (void)line;
-}
-
 /* A death or a hang costs the run nothing; an engine that fails ends it. */
 static void a_fault_in_a_run(void **state)
 {
@@ -616,7 +609,6 @@ static void a_fault_in_a_run(void **state)
         open_options.backend_option_count = 2;
         open_options.batch = 4;
         open_options.slice_timeout_ms = 300;
-        open_options.log = quiet;
         kit *k = kit_open(SIMPLE "fixed_us 2000\n", "sim:0,sim:7", &open_options);
         const char *in[] = {"random:5:float32:4000"}, *out[] = {at("y.npy")};
         dpi_run_options o = to(in, 1, out, 1);

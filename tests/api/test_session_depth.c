@@ -452,13 +452,6 @@ typedef struct fault {
     double within_s;
 } fault;
 
-static void quiet(void *context, dpi_log_level level, const char *line)
-{
-    (void)context;
-    (void)level;
-    (void)line;
-}
-
 /* Worker 1 dies once, in the midst of slices in flight: all of them are suspects, all batches come out right. */
 static void strike(const fault *f)
 {
@@ -472,7 +465,6 @@ static void strike(const fault *f)
     o.backend_option_count = 3;
     o.total_batch_size = 6;
     o.slice_timeout_ms = 400;
-    o.log = quiet;
     o.event = kit_tell;
     o.event_context = &story;
     kit *k = kit_open(DEEP "fixed_us 5000\n", "sim:0,sim:7,sim:2", &o);

@@ -15,13 +15,6 @@
 
 #define SIMPLE "input x float32 N 5\noutput y float32 N 3\noutput z int32 N\n"
 
-static void quiet(void *context, dpi_log_level level, const char *line)
-{
-    (void)context;
-    (void)level;
-    (void)line;
-}
-
 static dpi_options with(const dpi_key_value *options, size_t count)
 {
     dpi_options o = DPI_INIT(dpi_options);
@@ -69,7 +62,6 @@ static void death_at_any_stage_of_starting(void **state)
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
         const dpi_key_value once[] = {{keys[i], "1"}, {"1.fault_generations", "1"}}, always[] = {{keys[i], "1"}};
         dpi_options o = with(once, 2);
-        o.log = quiet;
         kit *k = kit_open(SIMPLE, "sim:0,sim:7,sim:2", &o);
         kit_forward(k, 30, 1);
         kit_close(k);
@@ -186,7 +178,6 @@ static void strike(const fault *f)
     o.total_batch_size = 6;
     o.batch = 2;
     o.slice_timeout_ms = 400;
-    o.log = quiet;
     o.event = kit_tell;
     o.event_context = &story;
     kit *k = kit_open(SIMPLE "fixed_us 5000\n", "sim:0,sim:7,sim:2", &o);
@@ -302,7 +293,6 @@ static void a_hang_holds_up_and_no_more(void **state)
     o.queue_depth = 2;
     o.slice_timeout_ms = 300;
     o.compile_timeout_ms = 300; /* also the limit of a first slice */
-    o.log = quiet;
     kit *k = kit_open(SIMPLE, "sim:0,sim:7", &o);
     dpi_error error;
     int fd = dpi_event_fd(k->s, &error);
@@ -323,7 +313,6 @@ static void a_death_while_idle_is_mended(void **state)
     (void)state;
     kit_story story = KIT_STORY;
     dpi_options o = DPI_INIT(dpi_options);
-    o.log = quiet;
     o.event = kit_tell;
     o.event_context = &story;
     kit *k = kit_open(SIMPLE, "sim:0,sim:7", &o);
@@ -355,7 +344,6 @@ static void a_host_that_reaps_everything(void **state)
     kit_check_clean(before);
     const dpi_key_value options[] = {{"die_at_slice", "2"}, {"fault_generations", "1"}};
     dpi_options o = with(options, 2);
-    o.log = quiet;
     k = kit_open(SIMPLE, "sim:0*2", &o);
     for (int i = 0; i < 5; i++)
         kit_forward(k, 200, 1);
