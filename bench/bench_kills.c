@@ -4,31 +4,18 @@
  * until the successor is ready not counted; what a killed slice had done already, its replay, and the time until the
  * death is seen all count as lost. The second figure counts the time of being down as well. usage: bench_kills SECONDS
  */
-#include <dpinfer/dpinfer.h>
+#include "bench_kit.h"
+
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #define DEVICES 64
 #define SLICE_S 0.005
 #define ROWS    8 /* of a slice */
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
-static int failed(const dpi_error *error)
-{
-    printf("failed: %s\n", error->message);
-    return 1;
-}
 
 typedef struct lives {
     pthread_mutex_t lock;
@@ -85,13 +72,8 @@ static int kills(double seconds)
     const char *text = "input x float32 N 16\noutput y float32 N 1\nfixed_us 5000\n";
     char source[80];
     const char *inputs[] = {source};
-    dpi_options o = DPI_INIT(dpi_options);
+    dpi_options o = sim_options(text, "sim:0*64", ROWS);
     dpi_error error;
-    o.model_data = text;
-    o.model_bytes = strlen(text);
-    o.model_format = "sim";
-    o.devices = "sim:0*64";
-    o.batch = ROWS;
     o.event = hear;
     o.event_context = &l;
     if (dpi_open(&o, &l.s, &error))

@@ -5,9 +5,9 @@
 #include "backend/backend.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "bench_kit.h"
 #include "ipc/trace_ring.h"
 
-#include <dpinfer/dpinfer.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
@@ -45,12 +45,6 @@ static void pin(int cpu)
     for (int i = 0; cpu < 0 && i < CPU_SETSIZE; i++)
         CPU_SET((size_t)i, &set);
     sched_setaffinity(0, sizeof set, &set);
-}
-
-static int failed(const dpi_error *error)
-{
-    printf("failed: %s\n", error->message);
-    return 1;
 }
 
 /* ---- the MLP: 64 rows of 64 floats ------------------------------------------------------------------------------ */
@@ -168,13 +162,9 @@ static void null_model(void)
     const char *text = "input x float32 N 3 224 224\noutput y float32 N 1\ntouch none\n";
     const size_t rows = 64, bytes = rows * 3 * 224 * 224 * 4;
     size_t even[2] = {32, 32};
-    dpi_options o = DPI_INIT(dpi_options);
+    dpi_options o = sim_options(text, "sim:0,sim:1", 0);
     dpi_error error;
     dpi_session *s;
-    o.model_data = text;
-    o.model_bytes = strlen(text);
-    o.model_format = "sim";
-    o.devices = "sim:0,sim:1";
     o.batch_size_list = even;
     o.batch_size_count = 2;
     if (dpi_open(&o, &s, &error))
@@ -221,14 +211,9 @@ static void many_devices(void)
 {
     const char *text = "input x float32 N 16\noutput y float32 N 1\nfixed_us 5000\n";
     const char *source = "random:16:float32:102400";
-    dpi_options o = DPI_INIT(dpi_options);
+    dpi_options o = sim_options(text, "sim:0*64", 8);
     dpi_error error;
     dpi_session *s;
-    o.model_data = text;
-    o.model_bytes = strlen(text);
-    o.model_format = "sim";
-    o.devices = "sim:0*64";
-    o.batch = 8;
     int64_t opened = clock_now_ns();
     if (dpi_open(&o, &s, &error))
         exit(failed(&error));

@@ -3,27 +3,14 @@
  * call, the median of 300 calls in nanoseconds. bench/compare_recovery.sh builds it for an older commit too: it uses
  * nothing that is younger than recovery. usage: bench_slice
  */
-#include <dpinfer/dpinfer.h>
+#include "bench_kit.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #define SLICES 4096
 #define CALLS  300
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
-static int failed(const dpi_error *error)
-{
-    printf("failed: %s\n", error->message);
-    return 1;
-}
 
 static int by_value(const void *a, const void *b)
 {
@@ -36,14 +23,9 @@ int main(void)
     const char *text = "input x float32 N 1\noutput y float32 N 1\ntouch none\n";
     static float x[SLICES], y[SLICES];
     static double ns[CALLS];
-    dpi_options o = DPI_INIT(dpi_options);
+    dpi_options o = sim_options(text, "sim:0", 1);
     dpi_error error;
     dpi_session *s;
-    o.model_data = text;
-    o.model_bytes = strlen(text);
-    o.model_format = "sim";
-    o.devices = "sim:0";
-    o.batch = 1;
     if (dpi_open(&o, &s, &error))
         return failed(&error);
     for (int i = -30; i < CALLS; i++) {

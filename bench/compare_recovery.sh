@@ -9,7 +9,7 @@ before=${BEFORE:-$(git log --diff-filter=A --format=%H -- src/runtime/recovery.c
 folder=$(mktemp -d)
 trap 'git worktree remove --force "$folder/before"; rm -rf "$folder"' EXIT
 git worktree add -q --detach "$folder/before" "$before"
-cp bench/bench_slice.c "$folder/before/bench/"
+cp bench/bench_slice.c bench/bench_kit.h "$folder/before/bench/"
 for tree in "$PWD" "$folder/before"; do
     build=$folder/build-$([ "$tree" = "$PWD" ] && echo now || echo before)
     cmake -G Ninja -S "$tree" -B "$build" -DDPI_TESTS=OFF >/dev/null
