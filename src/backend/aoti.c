@@ -7,7 +7,6 @@
  */
 #include "backend/aoti_engine.h"
 
-#include "backend/library.h"
 #include "base/clock.h"
 #include "base/text.h"
 
@@ -24,7 +23,7 @@ static dpi_status take_functions(backend_library *library, void *handle, dpi_err
 {
     void *address;
 #define X(name, symbol, result, parameters)                                                                            \
-    if (!(address = library_symbol(handle, symbol, library->path, error)))                                             \
+    if (!(address = library_symbol(handle, symbol, library->common.path, error)))                                      \
         return DPI_E_BACKEND;                                                                                          \
     memcpy(&library->api.name, &address, sizeof address);
     AOTI_TENSOR_FUNCTIONS(X)
@@ -41,7 +40,7 @@ static dpi_status take_functions(backend_library *library, void *handle, dpi_err
         char symbol[64];
         int32_t (*number)(void);
         snprintf(symbol, sizeof symbol, "aoti_torch_dtype_%s", dtypes[i].name);
-        if (!(address = library_symbol(handle, symbol, library->path, error)))
+        if (!(address = library_symbol(handle, symbol, library->common.path, error)))
             return DPI_E_BACKEND;
         memcpy(&number, &address, sizeof number);
         library->types[dtypes[i].dtype] = number();
@@ -56,14 +55,28 @@ static dpi_status take_functions(backend_library *library, void *handle, dpi_err
 static void load_umbrella(const backend_library *library)
 {
     char path[PATH_MAX];
-    snprintf(path, sizeof path, "%s", library->path);
+    snprintf(path, sizeof path, "%s", library->common.path);
     char *slash = strrchr(path, '/');
     if (!slash)
         return;
     snprintf(slash + 1, sizeof path - (size_t)(slash + 1 - path), "libtorch.so");
     if (!dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE))
-        log_warning(library->log, "%s does not load, and models need it: %s", path, dlerror());
+        log_warning(library->common.log, "%s does not load, and models need it: %s", path, dlerror());
 }
+
+static dpi_status start_library(backend_library *library, void *handle, dpi_error *error)
+{
+    dpi_status status = take_functions(library, handle, error);
+    if (status)
+        return status;
+    uint64_t version = library->api.abi_version(); /* major, minor, patch: a byte each, from the top */
+    snprintf(library->common.version, sizeof library->common.version, "%u.%u.%u", (unsigned)(version >> 56),
+             (unsigned)(version >> 48) & 255, (unsigned)(version >> 40) & 255);
+    load_umbrella(library);
+    return DPI_OK;
+}
+
+static void aoti_unload(backend_library *library) { free(library); }
 
 static dpi_status aoti_load(const backend_load_options *options, const logger *log, backend_library **out,
                             dpi_error *error)
@@ -75,32 +88,7 @@ static dpi_status aoti_load(const backend_load_options *options, const logger *l
                            .file_glob = "libtorch_cpu.so",
                            .soname = "libtorch_cpu.so",
                            .install_hint = "pip install torch"};
-    backend_library *library = calloc(1, sizeof *library);
-    if (!library)
-        return error_set(error, DPI_E_SYSTEM, "out of memory");
-    library->log = log;
-    void *handle;
-    dpi_status status = library_load(&query, log, &handle, library->path, sizeof library->path, error);
-    if (!status)
-        status = take_functions(library, handle, error);
-    if (status) {
-        free(library);
-        return status;
-    }
-    uint64_t version = library->api.abi_version(); /* major, minor, patch: a byte each, from the top */
-    snprintf(library->version, sizeof library->version, "%u.%u.%u", (unsigned)(version >> 56),
-             (unsigned)(version >> 48) & 255, (unsigned)(version >> 40) & 255);
-    load_umbrella(library);
-    *out = library;
-    return DPI_OK;
-}
-
-static void aoti_unload(backend_library *library) { free(library); }
-
-static void aoti_library_info(const backend_library *library, backend_library_info *info)
-{
-    memcpy(info->path, library->path, sizeof info->path);
-    memcpy(info->version, library->version, sizeof info->version);
+    return library_open(&query, log, sizeof **out, start_library, aoti_unload, out, error);
 }
 
 static dpi_status aoti_list_devices(backend_library *library, backend_device_info *list, size_t capacity, size_t *count,
@@ -132,7 +120,7 @@ dpi_status aoti_tensor_of(const backend_engine *e, void *data, const port *p, co
     int32_t kind = e->pipe ? api->device_type_cuda() : api->device_type_cpu();
     *tensor = NULL;
     return api->create_tensor_from_blob(data, rank, shape, strides, 0, e->library->types[p->dtype], kind,
-                                        e->pipe ? e->library->index : 0, tensor) == 0
+                                        e->pipe ? e->library->gpu.index : 0, tensor) == 0
                ? DPI_OK
                : error_set(error, DPI_E_ENGINE, "%s: PyTorch cannot take the input %s; its words are on standard error",
                            e->device, p->name);
@@ -362,18 +350,18 @@ static dpi_status load_model(backend_engine *e, dpi_error *error)
     if (!handle)
         return error_set(error, DPI_E_MODEL,
                          "the model's library in %s does not load with PyTorch %s (%s); compile it with this release",
-                         e->package.name, e->library->version, dlerror());
+                         e->package.name, e->library->common.version, dlerror());
 #define X(name, symbol, result, parameters)                                                                            \
     if (!(address = library_symbol(handle, symbol, package, error)))                                                   \
         return DPI_E_MODEL;                                                                                            \
     memcpy(&e->model.name, &address, sizeof address);
     AOTI_MODEL_FUNCTIONS(X)
 #undef X
-    snprintf(device, sizeof device, e->pipe ? "cuda:%d" : "cpu", e->library->index);
-    if (e->model.create(&e->container, 1, device, e->package.kernel_folder) != 0) {
+    snprintf(device, sizeof device, e->pipe ? "cuda:%d" : "cpu", e->library->gpu.index);
+    if (e->model.create(&e->container, 1, device, e->package.kernels.path) != 0) {
         e->container = NULL;
         return error_set(error, DPI_E_MODEL, "%s: PyTorch %s cannot set up %s; its words are on standard error",
-                         e->device, e->library->version, e->package.name);
+                         e->device, e->library->common.version, e->package.name);
     }
     return DPI_OK;
 }
@@ -597,7 +585,7 @@ const backend backend_aoti = {
     .threading = BACKEND_ONE_CPU_DEVICE, /* PyTorch's threads are the process's */
     .load = aoti_load,
     .unload = aoti_unload,
-    .library_info = aoti_library_info,
+    .library_info = library_info,
     .list_devices = aoti_list_devices,
     .open = aoti_open,
     .close = aoti_close,

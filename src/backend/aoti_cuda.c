@@ -14,7 +14,7 @@
 static dpi_status load_cuda_part(backend_library *library, dpi_error *error)
 {
     char path[PATH_MAX];
-    snprintf(path, sizeof path, "%s", library->path);
+    snprintf(path, sizeof path, "%s", library->common.path);
     char *slash = strrchr(path, '/');
     snprintf(slash ? slash + 1 : path, sizeof path - (slash ? (size_t)(slash + 1 - path) : 0), "libtorch_cuda.so");
     library->has_cuda = library->has_cuda || dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
@@ -24,26 +24,11 @@ static dpi_status load_cuda_part(backend_library *library, dpi_error *error)
                            "PyTorch's part for GPUs does not load (%s); install a PyTorch for CUDA", dlerror());
 }
 
-dpi_status aoti_cuda_choose(backend_library *library, const backend_device *device, dpi_error *error)
-{
-    if (strcmp(library->chosen, device->name) == 0)
-        return DPI_OK;
-    /* Before anything of CUDA's is initialised: other GPUs are hidden by an environment variable. */
-    dpi_status status = cuda_choose(device->name, !device->in_caller, &library->index, error);
-    if (!status)
-        status = cuda_load(&library->cuda, error);
-    if (!status)
-        status = load_cuda_part(library, error);
-    if (!status)
-        memcpy(library->chosen, device->name, sizeof library->chosen);
-    return status;
-}
-
 static dpi_status check_capability(const backend_engine *e, dpi_error *error)
 {
     cuda_facts facts;
     uint64_t wanted;
-    dpi_status status = cuda_read_facts(e->library->cuda, e->library->index, &facts, error);
+    dpi_status status = cuda_read_facts(e->library->gpu.api, e->library->gpu.index, &facts, error);
     if (!status && text_to_u64(e->package.capability, 10, 999, &wanted) &&
         (uint64_t)facts.major * 10 + (uint64_t)facts.minor != wanted)
         status = error_set(error, DPI_E_DEVICE,
@@ -60,15 +45,17 @@ dpi_status aoti_cuda_open(backend_engine *e, const backend_open_options *o, dpi_
     uint64_t slots = 3;
     if (depth && !text_to_u64(depth, 1, BACKEND_MAX_DEPTH, &slots))
         return error_set(error, DPI_E_ARGUMENT, "aoti's option depth is 1 to %d, not \"%s\"", BACKEND_MAX_DEPTH, depth);
-    dpi_status status = aoti_cuda_choose(e->library, o->device, error);
+    dpi_status status = cuda_choose(&e->library->gpu, o->device->name, !o->device->in_caller, error);
+    if (!status) /* behind that: it initialises CUDA */
+        status = load_cuda_part(e->library, error);
     if (!status)
         status = check_capability(e, error);
     if (status)
         return status;
     e->depth = (int)slots;
-    cuda_pipe_options options = {.api = e->library->cuda,
+    cuda_pipe_options options = {.api = e->library->gpu.api,
                                  .device = e->device,
-                                 .index = e->library->index,
+                                 .index = e->library->gpu.index,
                                  .slots = e->depth,
                                  .copy_threads = 4,
                                  .set_waiting = !o->device->in_caller,
@@ -137,8 +124,8 @@ static dpi_status collect(backend_engine *e, int slot, size_t o, aoti_tensor *te
     if (!status)
         status = cuda_pipe_buffer(e->pipe, slot, e->sig.input_count + o, bytes, &buffer, error);
     if (!status && bytes)
-        status = cuda_check(e->library->cuda,
-                            e->library->cuda->cuMemcpyDtoDAsync(buffer, (CUdeviceptr)(uintptr_t)data, bytes, stream),
+        status = cuda_check(e->library->gpu.api,
+                            e->library->gpu.api->cuMemcpyDtoDAsync(buffer, (CUdeviceptr)(uintptr_t)data, bytes, stream),
                             e->device, "collecting results", error);
     return status;
 }

@@ -5,18 +5,16 @@
 #include "backend/aoti_api.h"
 #include "backend/aoti_package.h"
 #include "backend/cuda_pipe.h"
+#include "backend/library.h"
 #include "backend/shapes.h"
 
 struct backend_library {
+    library_common common;
     aoti_tensor_api api;
     int32_t types[DPI_F64 + 1];     /* PyTorch's number of each dtype */
     void (*set_threads)(int count); /* of the process; NULL: unknown to this release */
-    const logger *log;
-    const cuda_api *cuda; /* once a GPU has been chosen */
-    int index;            /* of it, the driver's */
-    bool has_cuda;        /* PyTorch's CUDA part is loaded */
-    char chosen[192];
-    char path[512], version[64];
+    cuda_choice gpu;
+    bool has_cuda; /* PyTorch's CUDA part is loaded */
 };
 
 struct backend_engine {
@@ -50,8 +48,7 @@ dpi_status aoti_read_shape(const backend_engine *e, aoti_tensor *tensor, int64_t
 dpi_status aoti_check_output(const backend_engine *e, size_t o, aoti_tensor *tensor, const backend_array *want,
                              void **data, bool *dense, dpi_error *error);
 
-/* GPUs (aoti_cuda.c). Settles on the device and loads PyTorch's CUDA part; then streams and buffers; then calls. */
-dpi_status aoti_cuda_choose(backend_library *library, const backend_device *device, dpi_error *error);
+/* GPUs (aoti_cuda.c). Settles on the device, loads PyTorch's CUDA part, makes streams and buffers; then calls. */
 dpi_status aoti_cuda_open(backend_engine *e, const backend_open_options *o, dpi_error *error);
 dpi_status aoti_cuda_enqueue(backend_engine *e, int slot, const backend_call *call, dpi_error *error);
 dpi_status aoti_cuda_wait(backend_engine *e, int slot, backend_timing *timing, dpi_error *error);

@@ -167,7 +167,7 @@ static dpi_status check_device(const aoti_package *p, const backend_device *devi
 dpi_status aoti_package_open(const backend_model *model, const backend_device *device, aoti_package *p,
                              dpi_error *error)
 {
-    *p = (aoti_package){.library_fd = -1, .given = model->data, .bytes = model->bytes};
+    *p = (aoti_package){.library_fd = -1, .kernels = KERNEL_FOLDER_NONE, .given = model->data, .bytes = model->bytes};
     snprintf(p->name, sizeof p->name, "%s", model->path ? model->path : "the model in memory");
     dpi_status status = model->path ? map_file(p, model->path, error) : DPI_OK;
     if (!status)
@@ -181,29 +181,18 @@ dpi_status aoti_package_open(const backend_model *model, const backend_device *d
 
 /* ---- unpacking -------------------------------------------------------------------------------------------------- */
 
+static bool is_kernel(const aoti_package *p, const zip_entry *e)
+{
+    return in_model_folder(p, e) && ends_with(e->name, ".cubin");
+}
+
 static dpi_status write_kernels(aoti_package *p, dpi_error *error)
 {
-    const char *base = getenv("TMPDIR");
-    p->kernel_folder = text_format("%s/dpinfer-kernels-XXXXXX", base && *base ? base : "/tmp");
-    if (!p->kernel_folder || !mkdtemp(p->kernel_folder)) {
-        free(p->kernel_folder);
-        p->kernel_folder = NULL;
-        return error_set_errno(error, DPI_E_IO, errno, "cannot make a folder for the kernels of %s (TMPDIR)", p->name);
-    }
-    dpi_status status = DPI_OK;
+    dpi_status status = kernel_folder_make(&p->kernels, error);
     for (size_t i = 0; i < p->zip.count && !status; i++) {
         const zip_entry *e = &p->zip.entries[i];
-        if (!in_model_folder(p, e) || !ends_with(e->name, ".cubin"))
-            continue;
-        char *file = text_format("%s/%s", p->kernel_folder, e->name + p->folder_length);
-        int fd = file ? open(file, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600) : -1;
-        if (fd < 0)
-            status = error_set_errno(error, DPI_E_IO, errno, "cannot write %s", file ? file : "a kernel");
-        else
-            status = file_write_at(fd, e->data, e->bytes, 0, file, error);
-        if (fd >= 0)
-            close(fd);
-        free(file);
+        if (is_kernel(p, e))
+            status = kernel_folder_add(&p->kernels, e->name + p->folder_length, e->data, e->bytes, error);
     }
     return status;
 }
@@ -212,7 +201,7 @@ static bool has_kernels(const aoti_package *p)
 {
     bool found = false;
     for (size_t i = 0; i < p->zip.count; i++)
-        found |= in_model_folder(p, &p->zip.entries[i]) && ends_with(p->zip.entries[i].name, ".cubin");
+        found |= is_kernel(p, &p->zip.entries[i]);
     return found;
 }
 
@@ -225,25 +214,9 @@ dpi_status aoti_package_unpack(aoti_package *p, dpi_error *error)
     return !status && has_kernels(p) ? write_kernels(p, error) : status;
 }
 
-static void remove_kernels(aoti_package *p)
-{
-    for (size_t i = 0; i < p->zip.count; i++) {
-        const zip_entry *e = &p->zip.entries[i];
-        char *file = in_model_folder(p, e) && ends_with(e->name, ".cubin")
-                         ? text_format("%s/%s", p->kernel_folder, e->name + p->folder_length)
-                         : NULL;
-        if (file)
-            unlink(file);
-        free(file);
-    }
-    rmdir(p->kernel_folder);
-    free(p->kernel_folder);
-}
-
 void aoti_package_close(aoti_package *p)
 {
-    if (p->kernel_folder)
-        remove_kernels(p);
+    kernel_folder_remove(&p->kernels);
     if (p->library_fd >= 0)
         close(p->library_fd);
     stored_zip_free(&p->zip);
@@ -251,7 +224,7 @@ void aoti_package_close(aoti_package *p)
         munmap((void *)(uintptr_t)p->mapped, p->bytes);
     free(p->inputs);
     free(p->outputs);
-    *p = (aoti_package){.library_fd = -1};
+    *p = (aoti_package){.library_fd = -1, .kernels = KERNEL_FOLDER_NONE};
 }
 
 /* ---- the note about inputs -------------------------------------------------------------------------------------- */

@@ -4,6 +4,7 @@
 #define DPI_BACKEND_AOTI_PACKAGE_H
 
 #include "backend/backend.h"
+#include "backend/kernel_folder.h"
 #include "backend/stored_zip.h"
 
 typedef struct aoti_package {
@@ -17,8 +18,8 @@ typedef struct aoti_package {
     stored_zip zip;
     const zip_entry *library;
     size_t folder_length; /* of library->name: the model's folder, with its slash */
-    int library_fd;      /* the library in memory of its own, which is opened as /proc/self/fd/N and read again later */
-    char *kernel_folder; /* a temporary folder with the GPU's kernels, NULL where there are none */
+    int library_fd; /* the library in memory of its own, which is opened as /proc/self/fd/N and read again later */
+    kernel_folder kernels; /* the GPU's, where there are some */
 } aoti_package;
 
 /* Opens and checks a package. DPI_E_MODEL: it is damaged, holds several models, or needs custom operators, which are

@@ -253,11 +253,9 @@ static dpi_status find_by_name(const char *device_name, int *index, dpi_error *e
     return status ? status : error_set(error, DPI_E_DEVICE, "%s: there is no such GPU", device_name);
 }
 
-dpi_status cuda_choose(const char *device_name, bool only_it, int *index, dpi_error *error)
+/* Leaves one GPU to see, whose index is 0 then. */
+static dpi_status hide_others(const char *device_name, dpi_error *error)
 {
-    *index = 0;
-    if (!only_it)
-        return find_by_name(device_name, index, error);
     char entry[192];
     dpi_status status = cuda_visible_entry(device_name, getenv("CUDA_VISIBLE_DEVICES"), entry, sizeof entry, error);
     if (status)
@@ -270,5 +268,20 @@ dpi_status cuda_choose(const char *device_name, bool only_it, int *index, dpi_er
     if (status == DPI_E_DEVICE || (!status && (api->cuDeviceGetCount(&count) || !count)))
         return error_set(error, DPI_E_DEVICE, "%s: there is no such GPU; dpinfer devices lists what is there",
                          device_name);
+    return status;
+}
+
+dpi_status cuda_choose(cuda_choice *choice, const char *device_name, bool only_it, dpi_error *error)
+{
+    if (strcmp(choice->device, device_name) == 0)
+        return DPI_OK;
+    int index = 0;
+    dpi_status status = only_it ? hide_others(device_name, error) : find_by_name(device_name, &index, error);
+    if (!status)
+        status = cuda_load(&choice->api, error);
+    if (!status) {
+        choice->index = index;
+        snprintf(choice->device, sizeof choice->device, "%s", device_name);
+    }
     return status;
 }

@@ -117,11 +117,18 @@ uint64_t cuda_free_memory(const cuda_api *api, int index);
 /* "580.159.03, CUDA 13.0"; the parts that can be had. */
 void cuda_driver_text(const cuda_api *api, char *text, size_t size);
 
-/* From a device's name ("cuda:1", "cuda:GPU-...", "cuda:MIG-...") to the driver's index. In a worker process
- * (`only_it`) every other GPU is hidden first, by CUDA_VISIBLE_DEVICES, so that it can touch no other; must then come
- * before anything that initialises CUDA. Otherwise the environment stays as it is. An entry that the user's
- * CUDA_VISIBLE_DEVICES does not have is DPI_E_DEVICE. */
-dpi_status cuda_choose(const char *device_name, bool only_it, int *index, dpi_error *error);
+/* The GPU that a library of this process has settled on. All zero: none yet. */
+typedef struct cuda_choice {
+    const cuda_api *api;
+    int index; /* the driver's */
+    char device[192];
+} cuda_choice;
+
+/* Settles on a device by its name ("cuda:1", "cuda:GPU-...", "cuda:MIG-..."); for the one that is chosen already it
+ * does nothing. In a worker process (`only_it`) every other GPU is hidden first, by CUDA_VISIBLE_DEVICES, so that it
+ * can touch no other; must then come before anything that initialises CUDA. Otherwise the environment stays as it is.
+ * An entry that the user's CUDA_VISIBLE_DEVICES does not have is DPI_E_DEVICE. */
+dpi_status cuda_choose(cuda_choice *choice, const char *device_name, bool only_it, dpi_error *error);
 /* The text part of cuda_choose: which value of CUDA_VISIBLE_DEVICES leaves this device alone. `visible` is the user's
  * value or NULL. */
 dpi_status cuda_visible_entry(const char *device_name, const char *visible, char *entry, size_t size, dpi_error *error);

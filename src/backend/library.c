@@ -158,6 +158,34 @@ dpi_status library_load(const library_query *q, const logger *log, void **handle
     return status;
 }
 
+dpi_status library_open(const library_query *query, const logger *log, size_t bytes,
+                        dpi_status (*start)(backend_library *library, void *handle, dpi_error *error),
+                        void (*unload)(backend_library *library), backend_library **out, dpi_error *error)
+{
+    library_common *common = calloc(1, bytes);
+    if (!common)
+        return error_set(error, DPI_E_SYSTEM, "out of memory");
+    backend_library *library = (backend_library *)common;
+    common->log = log;
+    void *handle;
+    dpi_status status = library_load(query, log, &handle, common->path, sizeof common->path, error);
+    if (!status)
+        status = start(library, handle, error);
+    if (status) {
+        unload(library);
+        return status;
+    }
+    *out = library;
+    return DPI_OK;
+}
+
+void library_info(const backend_library *library, backend_library_info *info)
+{
+    const library_common *common = (const library_common *)library;
+    memcpy(info->path, common->path, sizeof info->path);
+    memcpy(info->version, common->version, sizeof info->version);
+}
+
 void *library_symbol(void *handle, const char *symbol, const char *path, dpi_error *error)
 {
     void *address = dlsym(handle, symbol);

@@ -11,10 +11,9 @@
 #include <strings.h>
 
 struct backend_library {
+    library_common common;
     ort_api api;
     ort_opaque *env, *memory, *allocator;
-    const logger *log;
-    char path[512], version[64];
 };
 
 #define SYMBOL_SIZE 64
@@ -129,18 +128,18 @@ static void ort_unload(backend_library *library)
 static dpi_status start_library(backend_library *library, void *handle, dpi_error *error)
 {
     typedef const ort_api_base *(*get_base_fn)(void);
-    void *symbol = library_symbol(handle, "OrtGetApiBase", library->path, error);
+    void *symbol = library_symbol(handle, "OrtGetApiBase", library->common.path, error);
     if (!symbol)
         return DPI_E_BACKEND;
     get_base_fn get_base;
     memcpy(&get_base, &symbol, sizeof get_base); /* a data pointer to a function: POSIX allows it, ISO C has no cast */
     const ort_api_base *base = get_base();
-    snprintf(library->version, sizeof library->version, "%s", base->get_version());
+    snprintf(library->common.version, sizeof library->common.version, "%s", base->get_version());
     const ort_function *table = base->get_api(ORT_API_WANTED);
     if (!table)
         return error_set(error, DPI_E_BACKEND,
                          "%s is ONNX Runtime %s; dpinfer needs 1.%d or newer: pip install -U onnxruntime",
-                         library->path, library->version, ORT_API_WANTED);
+                         library->common.path, library->common.version, ORT_API_WANTED);
     fill_table(&library->api, table);
     const ort_api *api = &library->api;
     /* The library has one environment per process, with the log of whoever came first, who may leave before others:
@@ -167,26 +166,7 @@ static dpi_status ort_load(const backend_load_options *options, const logger *lo
                            .file_glob = "libonnxruntime.so*",
                            .soname = "libonnxruntime.so.1",
                            .install_hint = "pip install onnxruntime"};
-    backend_library *library = calloc(1, sizeof *library);
-    if (!library)
-        return error_set(error, DPI_E_SYSTEM, "out of memory");
-    library->log = log;
-    void *handle;
-    dpi_status status = library_load(&query, log, &handle, library->path, sizeof library->path, error);
-    if (!status)
-        status = start_library(library, handle, error);
-    if (status) {
-        ort_unload(library);
-        return status;
-    }
-    *out = library;
-    return DPI_OK;
-}
-
-static void ort_library_info(const backend_library *library, backend_library_info *info)
-{
-    memcpy(info->path, library->path, sizeof info->path);
-    memcpy(info->version, library->version, sizeof info->version);
+    return library_open(&query, log, sizeof **out, start_library, ort_unload, out, error);
 }
 
 static void list_providers(const backend_library *library, char *out, size_t size)
@@ -311,7 +291,7 @@ static dpi_status append_provider(const backend_library *library, ort_opaque *so
         list_providers(library, all, sizeof all);
         snprintf(said, sizeof said, "%.599s", error->message);
         error_set(error, status, "the provider %s cannot be used with %s (it has: %s): %s", options->provider,
-                  library->path, all, said);
+                  library->common.path, all, said);
     }
     return status;
 }
@@ -351,7 +331,7 @@ static dpi_status set_options(const backend_library *library, ort_opaque *so, co
     if (status)
         return status;
     ort_opaque *steps[] = {
-        api->SetUserLoggingFunction(so, forward_log, (void *)(uintptr_t)library->log),
+        api->SetUserLoggingFunction(so, forward_log, (void *)(uintptr_t)library->common.log),
         api->SetIntraOpNumThreads(so, (int)device->threads),
         api->SetInterOpNumThreads(so, 1),
         api->SetSessionGraphOptimizationLevel(so, (int)number),
@@ -754,7 +734,7 @@ const backend backend_onnxruntime = {
     .deterministic_rows = true,
     .load = ort_load,
     .unload = ort_unload,
-    .library_info = ort_library_info,
+    .library_info = library_info,
     .list_devices = ort_list_devices,
     .open = ort_open,
     .close = ort_close,

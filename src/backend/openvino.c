@@ -18,11 +18,10 @@
 #define OV_DTYPES 14 /* dpi_dtype numbers, 0 unused */
 
 struct backend_library {
+    library_common common;
     ov_api api;
     ov_opaque *core;
-    const logger *log;
     int types[OV_DTYPES]; /* this release's element type for each dtype, -1: not there */
-    char path[512], version[64];
 };
 
 /* What of the caller's a request has been given for a port: giving it again would cost microseconds. */
@@ -113,7 +112,7 @@ static dpi_status start_library(backend_library *library, void *handle, dpi_erro
 {
 #define X(name, result, arguments)                                                                                     \
     {                                                                                                                  \
-        void *symbol = library_symbol(handle, "ov_" #name, library->path, error);                                      \
+        void *symbol = library_symbol(handle, "ov_" #name, library->common.path, error);                               \
         if (!symbol)                                                                                                   \
             return DPI_E_BACKEND;                                                                                      \
         memcpy(&library->api.name, &symbol, sizeof symbol);                                                            \
@@ -122,20 +121,21 @@ static dpi_status start_library(backend_library *library, void *handle, dpi_erro
 #undef X
     ov_version version = {NULL, NULL};
     if (library->api.get_openvino_version(&version) == 0) {
-        snprintf(library->version, sizeof library->version, "%.*s",
+        snprintf(library->common.version, sizeof library->common.version, "%.*s",
                  version.number ? (int)strcspn(version.number, "-") : 1, version.number ? version.number : "?");
         library->api.version_free(&version);
     }
-    if (atoi(library->version) < 2025)
+    if (atoi(library->common.version) < 2025)
         return error_set(error, DPI_E_BACKEND,
-                         "%s is OpenVINO %s; dpinfer needs 2025.0 or newer: pip install -U openvino", library->path,
-                         library->version);
-    dpi_status status = check(library, library->api.core_create(&library->core), DPI_E_BACKEND, library->path, error);
+                         "%s is OpenVINO %s; dpinfer needs 2025.0 or newer: pip install -U openvino",
+                         library->common.path, library->common.version);
+    dpi_status status =
+        check(library, library->api.core_create(&library->core), DPI_E_BACKEND, library->common.path, error);
     for (int d = 1; !status && d < OV_DTYPES; d++)
         library->types[d] = learn_type(library, ir_types[d].type, ir_types[d].precision);
     if (!status && library->types[DPI_F32] < 0)
-        status = error_set(error, DPI_E_BACKEND, "%s (OpenVINO %s) does not tell its element types", library->path,
-                           library->version);
+        status = error_set(error, DPI_E_BACKEND, "%s (OpenVINO %s) does not tell its element types",
+                           library->common.path, library->common.version);
     return status;
 }
 
@@ -156,26 +156,7 @@ static dpi_status ov_load(const backend_load_options *options, const logger *log
                            .file_glob = "libopenvino_c.so*",
                            .soname = "libopenvino_c.so",
                            .install_hint = "pip install openvino"};
-    backend_library *library = calloc(1, sizeof *library);
-    if (!library)
-        return error_set(error, DPI_E_SYSTEM, "out of memory");
-    library->log = log;
-    void *handle;
-    dpi_status status = library_load(&query, log, &handle, library->path, sizeof library->path, error);
-    if (!status)
-        status = start_library(library, handle, error);
-    if (status) {
-        ov_unload(library);
-        return status;
-    }
-    *out = library;
-    return DPI_OK;
-}
-
-static void ov_library_info(const backend_library *library, backend_library_info *info)
-{
-    memcpy(info->path, library->path, sizeof info->path);
-    memcpy(info->version, library->version, sizeof info->version);
+    return library_open(&query, log, sizeof **out, start_library, ov_unload, out, error);
 }
 
 static void get_property(const backend_library *library, const char *key, char *out, size_t size)
@@ -525,7 +506,8 @@ static dpi_status collect(backend_engine *e, size_t o, const backend_array *a, d
 static bool sets_outputs(const backend_library *library)
 {
     int year = 0, release = 0;
-    return sscanf(library->version, "%d.%d", &year, &release) == 2 && (year > 2025 || (year == 2025 && release >= 4));
+    return sscanf(library->common.version, "%d.%d", &year, &release) == 2 &&
+           (year > 2025 || (year == 2025 && release >= 4));
 }
 
 static dpi_status ov_run(backend_engine *e, const backend_call *call, backend_timing *timing, dpi_error *error)
@@ -624,7 +606,7 @@ const backend backend_openvino = {
     .deterministic_rows = true,
     .load = ov_load,
     .unload = ov_unload,
-    .library_info = ov_library_info,
+    .library_info = library_info,
     .list_devices = ov_list_devices,
     .open = ov_open,
     .close = ov_close,

@@ -82,30 +82,17 @@ static dpi_status rt_list_devices(backend_library *library, backend_device_info 
     return status;
 }
 
-/* Settles on the device, once per process where every other GPU is hidden. */
-static dpi_status choose(backend_library *library, const backend_device *device, dpi_error *error)
-{
-    if (strcmp(library->chosen, device->name) == 0)
-        return DPI_OK;
-    dpi_status status = cuda_choose(device->name, !device->in_caller, &library->index, error);
-    if (!status)
-        status = cuda_load(&library->cuda, error);
-    if (!status)
-        memcpy(library->chosen, device->name, sizeof library->chosen);
-    return status;
-}
-
 static dpi_status rt_hash_device(backend_library *library, const backend_device *device, hash_state *state,
                                  dpi_error *error)
 {
     cuda_facts facts;
     char driver[96];
-    dpi_status status = choose(library, device, error);
+    dpi_status status = cuda_choose(&library->gpu, device->name, !device->in_caller, error);
     if (!status)
-        status = cuda_read_facts(library->cuda, library->index, &facts, error);
+        status = cuda_read_facts(library->gpu.api, library->gpu.index, &facts, error);
     if (status)
         return status;
-    cuda_driver_text(library->cuda, driver, sizeof driver);
+    cuda_driver_text(library->gpu.api, driver, sizeof driver);
     hash_add_text(state, facts.name);
     hash_add_u64(state, (uint64_t)facts.major << 32 | (uint64_t)facts.minor);
     hash_add_u64(state, (uint64_t)facts.multiprocessors);
@@ -123,13 +110,13 @@ static const char *model_name(const backend_model *model) { return model->path ?
 static dpi_status check_opset(const backend_library *library, const backend_open_options *o, dpi_error *error)
 {
     int64_t opset = onnx_opset(o->model);
-    if (atoi(library->version) > 8 || opset <= NEWEST_OPSET_OF_8)
+    if (atoi(library->common.version) > 8 || opset <= NEWEST_OPSET_OF_8)
         return DPI_OK;
     return error_set(
         error, DPI_E_MODEL,
         "TensorRT %s knows the operators of ONNX up to version %d, and %s uses %lld; export it with opset %d, "
         "or install TensorRT 10",
-        library->version, NEWEST_OPSET_OF_8, model_name(o->model), (long long)opset, NEWEST_OPSET_OF_8);
+        library->common.version, NEWEST_OPSET_OF_8, model_name(o->model), (long long)opset, NEWEST_OPSET_OF_8);
 }
 
 /* Whether the graph's types are its precision (typed), or flags allow others. */
@@ -141,12 +128,12 @@ static dpi_status choose_typing(const backend_library *library, const backend_op
     *typed = shim->typed_only || (shim->has_typed && p == DPI_PRECISION_MODEL);
     if (p == DPI_PRECISION_BF16 && !shim->has_bf16)
         return error_set(error, DPI_E_DEVICE, "%s: TensorRT %s has no bf16; say --precision fp16 or fp32",
-                         o->device->name, library->version);
+                         o->device->name, library->common.version);
     if (shim->typed_only && (p == DPI_PRECISION_FP16 || p == DPI_PRECISION_BF16))
         return error_set(error, DPI_E_DEVICE,
                          "%s: TensorRT %s takes the precision from the graph; convert the model to half precision and "
                          "leave --precision out",
-                         o->device->name, library->version);
+                         o->device->name, library->common.version);
     return DPI_OK;
 }
 
@@ -232,7 +219,7 @@ static dpi_status build_network(backend_engine *e, const backend_open_options *o
         status = keep_plan(e, plan.data, plan.bytes, error);
     dpi_error problem;
     if (!status && tensorrt_timing_write(given, timing.data, timing.bytes, &problem))
-        log_warning(library->log, "%s", problem.message);
+        log_warning(library->common.log, "%s", problem.message);
     if (plan.owner)
         shim->blob_free(&plan);
     if (timing.owner)
@@ -438,7 +425,7 @@ static void rt_close(backend_engine *e)
         cuda_pipe_enter(e->pipe, NULL);
     for (int i = 0; i < BACKEND_MAX_DEPTH; i++)
         if (e->launches[i].graph)
-            e->library->cuda->cuGraphExecDestroy(e->launches[i].graph);
+            e->library->gpu.api->cuGraphExecDestroy(e->launches[i].graph);
     if (e->trt)
         e->library->shim->engine_free(e->trt);
     cuda_pipe_close(e->pipe);
@@ -449,9 +436,9 @@ static void rt_close(backend_engine *e)
 static dpi_status open_pipe(backend_engine *e, const backend_open_options *o, const tensorrt_options *given,
                             dpi_error *error)
 {
-    cuda_pipe_options options = {.api = e->library->cuda,
+    cuda_pipe_options options = {.api = e->library->gpu.api,
                                  .device = e->device,
-                                 .index = e->library->index,
+                                 .index = e->library->gpu.index,
                                  .slots = e->depth,
                                  .copy_threads = given->copy_threads,
                                  .spin = given->spin,
@@ -481,7 +468,7 @@ static dpi_status rt_open(backend_library *library, const backend_open_options *
     tensorrt_options given;
     dpi_status status = tensorrt_options_read(o, &given, error);
     if (!status)
-        status = choose(library, o->device, error);
+        status = cuda_choose(&library->gpu, o->device->name, !o->device->in_caller, error);
     if (status)
         return status;
     backend_engine *e = calloc(1, sizeof *e);
@@ -562,7 +549,7 @@ static dpi_status compute(backend_engine *e, CUstream stream, dpi_error *error)
 /* Captures the computation as a CUDA graph and starts it. */
 static dpi_status capture(backend_engine *e, launch *l, CUstream stream, dpi_error *error)
 {
-    const cuda_api *cuda = e->library->cuda;
+    const cuda_api *cuda = e->library->gpu.api;
     CUgraph graph = NULL;
     CUresult result = cuda->cuStreamBeginCapture(stream, CU_STREAM_CAPTURE_MODE_RELAXED_);
     dpi_status status = cuda_check(cuda, result, e->device, "capturing a CUDA graph", error);
@@ -585,7 +572,7 @@ static dpi_status capture(backend_engine *e, launch *l, CUstream stream, dpi_err
 static dpi_status start_compute(backend_engine *e, launch *l, const backend_call *call, CUstream stream,
                                 dpi_error *error)
 {
-    const cuda_api *cuda = e->library->cuda;
+    const cuda_api *cuda = e->library->gpu.api;
     if (!e->graphs)
         return compute(e, stream, error);
     bool same = true;
@@ -734,7 +721,7 @@ const backend backend_tensorrt = {
     .single_flight = true,
     .load = tensorrt_load,
     .unload = tensorrt_unload,
-    .library_info = tensorrt_library_info,
+    .library_info = library_info,
     .list_devices = rt_list_devices,
     .hash_device = rt_hash_device,
     .open = rt_open,

@@ -1,6 +1,5 @@
 #include "backend/tensorrt_library.h"
 
-#include "backend/library.h"
 #include "base/file.h"
 #include "base/text.h"
 
@@ -18,7 +17,7 @@ static void on_message(void *context, dpi_log_level severity, const char *text)
         library->alive(library->alive_context);
     /* TensorRT warns of what is normal; its errors come back as ours. */
     dpi_log_level level = severity == DPI_LOG_ERROR ? DPI_LOG_INFO : DPI_LOG_DEBUG;
-    log_line(library->log, level, "TensorRT: %s", text);
+    log_line(library->common.log, level, "TensorRT: %s", text);
 }
 
 dpi_status tensorrt_refuse(backend_library *library, dpi_error *error, dpi_status status, const char *what,
@@ -28,10 +27,10 @@ dpi_status tensorrt_refuse(backend_library *library, dpi_error *error, dpi_statu
     size_t free_bytes = 0, total = 0;
     library->shim->last_errors(library->trt, text, sizeof text);
     if ((strstr(text, "emory") || strstr(text, "volume exceeds") || !*text) &&
-        library->cuda->cuMemGetInfo(&free_bytes, &total) == CUDA_SUCCESS_)
+        library->gpu.api->cuMemGetInfo(&free_bytes, &total) == CUDA_SUCCESS_)
         snprintf(memory, sizeof memory, "; %zu of %zu MiB of GPU memory are free; lower --batch or workspace_mb",
                  free_bytes >> 20, total >> 20);
-    return error_set(error, status, "%s: TensorRT %s %s %s: %s%s", device, library->version, what, model,
+    return error_set(error, status, "%s: TensorRT %s %s %s: %s%s", device, library->common.version, what, model,
                      *text ? text : "it gave no reason", memory);
 }
 
@@ -105,18 +104,19 @@ static dpi_status load_nvinfer(const char *given, const logger *log, backend_lib
                                                .file_glob = file,
                                                .soname = file,
                                                .install_hint = "NVIDIA's packages, or pip install tensorrt"},
-                              log, handle, library->path, sizeof library->path, error);
+                              log, handle, library->common.path, sizeof library->common.path, error);
     }
     if (!*handle)
         return status;
     int (*version)(void) = NULL;
-    void *symbol = library_symbol(*handle, "getInferLibVersion", library->path, error);
+    void *symbol = library_symbol(*handle, "getInferLibVersion", library->common.path, error);
     memcpy(&version, &symbol, sizeof version);
     if (!symbol)
         return DPI_E_BACKEND;
     int number = version(), scale = number >= 100000 ? 10000 : 1000; /* 10.16.0 is 101600, 8.6.0 is 8600 */
     *major = number / scale;
-    snprintf(library->version, sizeof library->version, "%d.%d.%d", *major, number % scale / 100, number % 100);
+    snprintf(library->common.version, sizeof library->common.version, "%d.%d.%d", *major, number % scale / 100,
+             number % 100);
     return error_clear(error);
 }
 
@@ -124,7 +124,7 @@ static dpi_status load_nvinfer(const char *given, const logger *log, backend_lib
 static void *load_companion(const backend_library *library, const char *name)
 {
     char full[PATH_MAX + 64];
-    snprintf(full, sizeof full, "%s", library->path);
+    snprintf(full, sizeof full, "%s", library->common.path);
     char *slash = strrchr(full, '/');
     void *handle = NULL;
     if (slash) {
@@ -137,8 +137,8 @@ static void *load_companion(const backend_library *library, const char *name)
 static dpi_status connect(backend_library *library, void *nvinfer, int major, dpi_error *error)
 {
     trt_entry_points entry = {0};
-    entry.create_builder = library_symbol(nvinfer, "createInferBuilder_INTERNAL", library->path, error);
-    entry.create_runtime = library_symbol(nvinfer, "createInferRuntime_INTERNAL", library->path, error);
+    entry.create_builder = library_symbol(nvinfer, "createInferBuilder_INTERNAL", library->common.path, error);
+    entry.create_runtime = library_symbol(nvinfer, "createInferRuntime_INTERNAL", library->common.path, error);
     if (!entry.create_builder || !entry.create_runtime)
         return DPI_E_BACKEND;
     char plugins[64], parser[64];
@@ -149,7 +149,7 @@ static dpi_status connect(backend_library *library, void *nvinfer, int major, dp
     if (handle)
         entry.create_parser = dlsym(handle, "createNvOnnxParser_INTERNAL");
     else
-        log_info(library->log, "TensorRT's ONNX parser does not load, engine files only: %s", dlerror());
+        log_info(library->common.log, "TensorRT's ONNX parser does not load, engine files only: %s", dlerror());
     library->trt = library->shim->library_new(&entry, on_message, library);
     return library->trt ? DPI_OK : error_set(error, DPI_E_SYSTEM, "out of memory");
 }
@@ -163,13 +163,13 @@ dpi_status tensorrt_load(const backend_load_options *options, const logger *log,
     backend_library *library = calloc(1, sizeof *library);
     if (!library)
         return error_set(error, DPI_E_SYSTEM, "out of memory");
-    library->log = log;
+    library->common.log = log;
     void *nvinfer;
     int major = 0;
     dpi_status status = load_nvinfer(options->library, log, library, &nvinfer, &major, error);
     if (!status) {
         library->shim = find_shim(major);
-        status = library->shim ? connect(library, nvinfer, major, error) : no_shim(major, library->path, error);
+        status = library->shim ? connect(library, nvinfer, major, error) : no_shim(major, library->common.path, error);
     }
     if (status) {
         free(library);
@@ -180,9 +180,3 @@ dpi_status tensorrt_load(const backend_load_options *options, const logger *log,
 }
 
 void tensorrt_unload(backend_library *library) { (void)library; }
-
-void tensorrt_library_info(const backend_library *library, backend_library_info *info)
-{
-    memcpy(info->path, library->path, sizeof info->path);
-    memcpy(info->version, library->version, sizeof info->version);
-}

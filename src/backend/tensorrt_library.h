@@ -2,18 +2,15 @@
 #ifndef DPI_BACKEND_TENSORRT_LIBRARY_H
 #define DPI_BACKEND_TENSORRT_LIBRARY_H
 
-#include "backend/backend.h"
 #include "backend/cuda.h"
+#include "backend/library.h"
 #include "backend/tensorrt_shim.h"
 
 struct backend_library {
-    const logger *log;
+    library_common common;
     const trt_shim *shim;
     trt_library *trt;
-    char path[512], version[64];
-    const cuda_api *cuda;
-    char chosen[192]; /* the device this process has settled on, and the driver's index for it */
-    int index;
+    cuda_choice gpu;
     void (*alive)(void *context); /* while a compile goes on: each of TensorRT's messages is a sign of life */
     void *alive_context;
 };
@@ -22,7 +19,6 @@ struct backend_library {
 dpi_status tensorrt_load(const backend_load_options *options, const logger *log, backend_library **library,
                          dpi_error *error);
 void tensorrt_unload(backend_library *library);
-void tensorrt_library_info(const backend_library *library, backend_library_info *info);
 
 /* "DEVICE: TensorRT VERSION WHAT MODEL: TensorRT's own words"; what is free where it speaks of memory. */
 dpi_status tensorrt_refuse(backend_library *library, dpi_error *error, dpi_status status, const char *what,

@@ -2,6 +2,7 @@
 #include "backend/aoti_package.h"
 
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -9,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -142,7 +144,7 @@ static void a_whole_package_is_read(void **state)
         char text[16] = {0};
         assert_int_equal(pread(p.library_fd, text, sizeof text, 0), 9);
         assert_string_equal(text, "a library");
-        assert_null(p.kernel_folder);
+        assert_null(p.kernels.path);
         aoti_package_close(&p);
     }
 }
@@ -160,11 +162,80 @@ static void kernels_are_unpacked_and_removed(void **state)
     assert_int_equal(aoti_package_unpack(&p, &error), DPI_OK);
     char file[600];
     struct stat info;
-    snprintf(file, sizeof file, "%s/k.cubin", p.kernel_folder);
+    snprintf(file, sizeof file, "%s/k.cubin", p.kernels.path);
     assert_int_equal(stat(file, &info), 0);
     assert_int_equal(info.st_size, 4);
     aoti_package_close(&p);
     assert_int_not_equal(stat(file, &info), 0);
+}
+
+static bool is_there(const char *path)
+{
+    struct stat info;
+    return stat(path, &info) == 0;
+}
+
+/* A process with kernels of its own, whose path it writes to `out`; it waits for its end. */
+static pid_t keeper(int out)
+{
+    pid_t child = fork();
+    if (child)
+        return child;
+    kernel_folder k;
+    char path[256] = {0};
+    if (kernel_folder_make(&k, NULL) || kernel_folder_add(&k, "k.cubin", "code", 4, NULL))
+        _exit(1);
+    snprintf(path, sizeof path, "%s", k.path);
+    if (write(out, path, sizeof path) != sizeof path)
+        _exit(1);
+    for (;;)
+        pause();
+}
+
+static void ends(pid_t child)
+{
+    kill(child, SIGKILL);
+    assert_int_equal(waitpid(child, NULL, 0), child);
+}
+
+static void kernels_of_the_killed_are_swept(void **state)
+{
+    (void)state;
+    char base[] = "/tmp/dpi-kernels-XXXXXX", paths[2][256], other[300], foreign[300];
+    int out[2];
+    assert_non_null(mkdtemp(base));
+    setenv("TMPDIR", base, 1);
+    snprintf(other, sizeof other, "%s/dpinfer-other", base);
+    snprintf(foreign, sizeof foreign, "%s/dpinfer-kernels-foreign", base);
+    assert_int_equal(mkdir(other, 0700), 0);
+    assert_int_equal(symlink(other, foreign), 0);
+    assert_int_equal(pipe(out), 0);
+    pid_t children[2];
+    for (int i = 0; i < 2; i++) {
+        children[i] = keeper(out[1]);
+        assert_int_equal(read(out[0], paths[i], sizeof paths[i]), sizeof paths[i]);
+    }
+    ends(children[0]);
+    kernel_folder k;
+    dpi_error error;
+    assert_true(is_there(paths[0]) && is_there(paths[1]));
+    assert_int_equal(kernel_folder_make(&k, &error), DPI_OK);
+    assert_false(is_there(paths[0]));
+    assert_true(is_there(paths[1]) && is_there(k.path) && is_there(other) && is_there(foreign));
+    assert_int_equal(kernel_folder_add(&k, "../k.cubin", "code", 4, &error), DPI_E_INTERNAL);
+    ends(children[1]);
+    kernel_folder_remove(&k);
+    assert_int_equal(kernel_folder_make(&k, &error), DPI_OK);
+    kernel_folder_remove(&k);
+    assert_false(is_there(paths[1]));
+    unlink(foreign);
+    rmdir(other);
+    assert_int_equal(rmdir(base), 0); /* nothing else is left */
+    assert_int_equal(kernel_folder_make(&k, &error), DPI_E_IO);
+    assert_non_null(strstr(error.message, base));
+    unsetenv("TMPDIR");
+    close(out[0]);
+    close(out[1]);
 }
 
 /* Cut anywhere, and with any byte changed: refused or read, never outside of the memory (run under a sanitizer). */
@@ -259,8 +330,11 @@ static void inputs_are_described(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_whole_package_is_read),      cmocka_unit_test(kernels_are_unpacked_and_removed),
-        cmocka_unit_test(damaged_packages_are_refused), cmocka_unit_test(what_cannot_run_is_refused_by_name),
+        cmocka_unit_test(a_whole_package_is_read),
+        cmocka_unit_test(kernels_are_unpacked_and_removed),
+        cmocka_unit_test(kernels_of_the_killed_are_swept),
+        cmocka_unit_test(damaged_packages_are_refused),
+        cmocka_unit_test(what_cannot_run_is_refused_by_name),
         cmocka_unit_test(inputs_are_described),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
