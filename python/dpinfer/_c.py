@@ -50,6 +50,15 @@ class CKeyValue(Structure):
     _fields_ = [("key", c_char_p), ("value", c_char_p)]
 
 
+class CBadRow(Structure):
+    _fields_ = [("row", c_uint64), ("reason", c_char_p)]
+
+
+LOG_FN = CFUNCTYPE(None, c_void_p, c_int, c_char_p)
+BAD_ROW_FN = CFUNCTYPE(None, c_void_p, POINTER(CBadRow))
+EVENT_FN = CFUNCTYPE(None, c_void_p, c_char_p)
+
+
 class COptions(Structure):
     _fields_ = [
         ("struct_size", c_size_t),
@@ -252,6 +261,16 @@ class CStats(Structure):
         ("wake_ns", c_uint64),
         ("workers", POINTER(CWorkerStats)),
         ("worker_count", c_size_t),
+        ("deaths", c_uint64),
+        ("replayed_slices", c_uint64),
+        ("bad_rows", c_uint64),
+        ("retired_devices", c_uint64),
+        ("worker_starts", c_uint64),
+        ("compiled_engines", c_uint64),
+        ("resumed_rows", c_uint64),
+        ("slice_p50_ms", c_double),
+        ("slice_p90_ms", c_double),
+        ("slice_p99_ms", c_double),
     ]
 
 
@@ -260,6 +279,7 @@ STRUCTURES = {
     "dpi_error": CError,
     "dpi_tensor": CTensor,
     "dpi_key_value": CKeyValue,
+    "dpi_bad_row": CBadRow,
     "dpi_options": COptions,
     "dpi_batch": CBatch,
     "dpi_progress": CProgress,

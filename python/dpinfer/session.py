@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import ctypes
+import logging
 import os
 import threading
 import time
 import weakref
-from typing import Any, Callable, Generator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Generator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -16,17 +18,18 @@ from . import _c
 from .arrays import DTYPES, Array, is_torch, numpy_dtype, to_numpy
 from .errors import ClosedError, DataError, ForkedError, Timeout
 from .events import Waiters
+from .facts import Description, Stats, WorkerInfo, WorkerStats, from_struct
 from .images import Preprocess
+from .options import Options
 
-PRECISIONS = {None: 0, "fp32": 1, "tf32": 2, "fp16": 3, "bf16": 4}
 STEP_MS = 100  # a wait comes back to Python this often, so that an interrupt is heard
 
 
 class _Handle:
     """The C session and what keeps it: it is closed when nobody calls it and no array stands in its memory."""
 
-    def __init__(self, pointer: Any) -> None:
-        self.pointer = pointer
+    def __init__(self, pointer: Any, callbacks: List[Any]) -> None:
+        self.pointer, self.callbacks = pointer, callbacks
         self.closing = self.gone = self.forked = False
         self.users = 0
         self.abandoned: List[Tuple[int, Any]] = []  # batches that nobody will ask for, and their memory
@@ -80,6 +83,14 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+@atexit.register
+def _before_exit() -> None:
+    """The library's threads must not call into an interpreter that is ending."""
+    for handle in list(_handles):
+        if handle.callbacks:
+            handle.close()
 
 
 class _Block:
@@ -195,10 +206,6 @@ def _copy_view(view: Any) -> Array:
     return array
 
 
-def _text(value: Optional[Union[str, os.PathLike]]) -> Optional[bytes]:  # type: ignore[type-arg]
-    return None if value is None else os.fsencode(value)
-
-
 _Port = Tuple[bytes, int, Tuple[int, ...]]
 
 
@@ -234,20 +241,44 @@ class Session:
     """A model on every device.
 
     Args:
-        model: file of the model (.onnx, OpenVINO IR, .sim, .engine).
+        model: file of the model (.onnx, OpenVINO IR, .pt2, .sim, .engine).
         devices: "auto", or a list as the program takes it: "cpu:0-3,cpu:4-7", "cuda:0,cuda:1".
-        backend: "openvino", "onnxruntime", "tensorrt", "sim"; None: the first that opens the file.
+        backend: "openvino", "onnxruntime", "aoti", "tensorrt", "sim"; None: the first that opens the file.
+        library: file of the backend's library; None: found.
         precision: "fp32", "tf32", "fp16", "bf16"; None: the model's own.
         batch: most rows of one slice per device; None: 64; "auto": measured.
         total_batch_size: fixed even shares of so many rows, the remainder spread.
         batch_size_list: fixed shares, one per device.
+        output_names: the outputs wanted, in this order; None: all.
+        broadcast: inputs that are the same for every row, by name: arrays or tensors, copied.
+        trust_rows: do not refuse a model whose rows depend on each other.
+        deterministic: refuse devices whose engines are not bit-identical.
         isolation: "process", or "thread" (a crash of the engine is the caller's).
+        wait_mode: "block", "yield" or "spin"; None: spinning only where everybody has a core.
+        queue_depth: batches in flight at most; None: 16.
+        arena_max_bytes: of inputs, and of outputs; None: the machine's memory.
+        provider, provider_options: ONNX Runtime's execution provider.
         backend_options: passed to the backend.
+        worker_path: the worker program; None: found.
         cache_dir: folder of compiled engines; "" for none.
+        cache_max_bytes: None: 10 GiB.
+        compile_timeout, slice_timeout: seconds; None: 600, and the larger of 10 and 20 times the prediction.
+        log: gets the library's lines, as far as it is enabled for their level; None: warnings to standard error.
         on_bad_row: "fail", or "skip": outputs of a row that cannot be computed, or of an image that cannot be had, are NaN
             or 0, and BadRows says so when all is done.
-        data_folders: that workers may read besides the model's: where images and tars of :meth:`run` stand.
+        max_bad_rows: more of them in a batch or run are a failure; None: 1,000.
+        bad_row: called with the number of each row that was left out and the reason, in the thread that waits.
+        max_deaths: of a device in a row, not explained by a bad row, until it is given up; None: 5.
+        event: called with what happens to workers, {"event": "started", "worker": 1, ...}: docs/reliability.md has all.
+        sandbox: workers give up what they do not need.
+        core_dumps: workers may leave core files, which hold rows and weights.
+        worker_memory_bytes: each worker's own memory; None: no limit.
         producers: loader processes may write rows into this session's inputs: see :class:`DistributedSampled`.
+        data_folders: that workers may read besides the model's: where images and tars of :meth:`run` stand.
+        trace_path: file that is a trace of all slices when the session is closed, for Perfetto or chrome://tracing.
+
+    `log` and `event` are called by threads of the library, also while the session opens and closes. None of the functions
+    may call the session; what they raise is printed and goes no further.
 
     Raises:
         ModelError, BackendError, DeviceError, ArgumentError: with the library's sentence.
@@ -259,56 +290,80 @@ class Session:
         *,
         devices: Optional[str] = None,
         backend: Optional[str] = None,
+        library: Union[None, str, "os.PathLike[str]"] = None,
         precision: Optional[str] = None,
         batch: Union[None, int, str] = None,
         total_batch_size: Optional[int] = None,
         batch_size_list: Optional[Sequence[int]] = None,
-        isolation: str = "process",
+        output_names: Optional[Sequence[str]] = None,
+        broadcast: Optional[Mapping[str, Any]] = None,
         trust_rows: bool = False,
         deterministic: bool = False,
+        isolation: str = "process",
+        wait_mode: Optional[str] = None,
+        queue_depth: Optional[int] = None,
+        arena_max_bytes: Optional[int] = None,
+        provider: Optional[str] = None,
+        provider_options: Optional[Mapping[str, object]] = None,
         backend_options: Optional[Mapping[str, object]] = None,
-        cache_dir: Optional[str] = None,
-        producers: bool = False,
+        worker_path: Union[None, str, "os.PathLike[str]"] = None,
+        cache_dir: Union[None, str, "os.PathLike[str]"] = None,
+        cache_max_bytes: Optional[int] = None,
+        compile_timeout: Optional[float] = None,
+        slice_timeout: Optional[float] = None,
+        log: Optional[logging.Logger] = None,
         on_bad_row: str = "fail",
+        max_bad_rows: Optional[int] = None,
+        bad_row: Optional[Callable[[int, str], None]] = None,
+        max_deaths: Optional[int] = None,
+        event: Optional[Callable[[Dict[str, Any]], None]] = None,
+        sandbox: bool = True,
+        core_dumps: bool = False,
+        worker_memory_bytes: Optional[int] = None,
+        producers: bool = False,
         data_folders: Sequence[Union[str, "os.PathLike[str]"]] = (),
+        trace_path: Union[None, str, "os.PathLike[str]"] = None,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision is {precision!r}; give one of {[p for p in PRECISIONS if p]} or None")
-        if isolation not in ("process", "thread"):
-            raise ValueError(f"isolation is {isolation!r}; give 'process' or 'thread'")
-        if on_bad_row not in ("fail", "skip"):
-            raise ValueError(f"on_bad_row is {on_bad_row!r}; give 'fail' or 'skip'")
-        library = _c.library()
-        o = _c.COptions(struct_size=ctypes.sizeof(_c.COptions))
-        o.model_path, o.devices, o.backend = _text(model), _text(devices), _text(backend)
-        o.precision, o.isolation = PRECISIONS[precision], int(isolation == "thread")
-        o.batch = _c.BATCH_AUTO if batch == "auto" else int(batch or 0)
-        o.total_batch_size = total_batch_size or 0
-        if batch_size_list is not None:
-            o.batch_size_list = (ctypes.c_size_t * len(batch_size_list))(*batch_size_list)
-            o.batch_size_count = len(batch_size_list)
-        options = [_c.CKeyValue(str(k).encode(), str(v).encode()) for k, v in (backend_options or {}).items()]
-        if options:
-            o.backend_options = (_c.CKeyValue * len(options))(*options)
-            o.backend_option_count = len(options)
-        o.trust_rows, o.deterministic, o.cache_dir = trust_rows, deterministic, _text(cache_dir)
-        o.producers, o.on_bad_row = producers, int(on_bad_row == "skip")
-        o.data_folders = (ctypes.c_char_p * len(data_folders))(*map(os.fsencode, data_folders))
-        o.data_folder_count = len(data_folders)
+        options = Options(model, {name: value for name, value in locals().items() if name not in ("self", "model")})
+        c = _c.library()
         pointer, error = ctypes.c_void_p(), _c.CError()
-        status = library.dpi_open(o, pointer, error)
+        status = c.dpi_open(options.struct, pointer, error)
         if status:
             raise _c.failure(status, error)
-        self._handle = _Handle(pointer)
+        self._handle = _Handle(pointer, options.callbacks)
         self._events: Optional[Waiters] = None
-        self._submit = library.dpi_submit
+        self._submit = c.dpi_submit
         self._read_ports()
 
-    def _read_ports(self) -> None:
-        d, error = _c.CDescription(struct_size=ctypes.sizeof(_c.CDescription)), _c.CError()
-        status = _c.library().dpi_describe(self._handle.pointer, d, error)
+    def _ask(self, function: Any, struct: Any) -> Any:
+        error = _c.CError()
+        self._handle.enter()
+        try:
+            status = function(self._handle.pointer, struct, error)
+        finally:
+            self._handle.leave()
         if status:
             raise _c.failure(status, error)
+        return struct
+
+    def _described(self) -> Any:
+        return self._ask(_c.library().dpi_describe, _c.CDescription(struct_size=ctypes.sizeof(_c.CDescription)))
+
+    def describe(self) -> Description:
+        """What the session is now: its workers, their engines, and how alike those are."""
+        d = self._described()
+        return from_struct(Description, d, workers=tuple(from_struct(WorkerInfo, d.workers[w]) for w in range(d.worker_count)))
+
+    def stats(self) -> Stats:
+        """What the session has done since it was opened; does not disturb what runs."""
+        room = 256  # workers of a session at most
+        workers = (_c.CWorkerStats * room)()
+        s = _c.CStats(struct_size=ctypes.sizeof(_c.CStats), workers=workers, worker_count=room)
+        self._ask(_c.library().dpi_stats, s)
+        return from_struct(Stats, s, workers=tuple(from_struct(WorkerStats, workers[w]) for w in range(min(room, s.worker_count))))
+
+    def _read_ports(self) -> None:
+        d = self._described()
         self._inputs, self._outputs = _ports(d.inputs, d.input_count), _ports(d.outputs, d.output_count)
         self._makes = [
             (None if any(n < 0 for n in shape[1:]) else numpy_dtype(number), shape[1:]) for _, number, shape in self._outputs
