@@ -1,5 +1,6 @@
 # make run    installs what is missing, builds, runs the main job          make test    builds and runs every test
 # make check  the wide one: sanitizers, fuzzers, linters                   make bench   writes docs/benchmarks.md
+# make docs   the documents as a site, build-docs/site/index.html
 # make chaos  20,000 random fault plans and 1,000 kills of the caller     make soak    half an hour with kills
 # make model  the protocol of claims, death and replay in a model checker, five minutes
 # make test-gpu  what needs an NVIDIA GPU and TensorRT (headers by cmake -DDPI_TENSORRT_INCLUDE=...); skipped elsewhere
@@ -60,6 +61,10 @@ bench: deps all
 	@tools/deps.sh test
 	@bench/run.sh
 
+docs:
+	@tools/deps.sh docs
+	@tools/build_docs.sh .deps/venv/bin/python build-docs/site
+
 format:
 	clang-format -i $$(git ls-files '*.c' '*.h')
 
@@ -69,4 +74,4 @@ install: all
 clean:
 	rm -rf build build-*
 
-.PHONY: all deps run test chaos soak chaos-build test-gpu model check bench format install clean
+.PHONY: all deps run test chaos soak chaos-build test-gpu model check bench docs format install clean

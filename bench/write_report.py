@@ -21,7 +21,7 @@ lines += [f"- date: {datetime.date.today().isoformat()}",
           "- medians over turns; in each turn the engine alone and every mode ran one after another",
           "- efficiency: rows/s over the engine alone on all devices of the same turn, with the 95 % interval of the median", ""]
 
-lines += ["## What the runtime costs", "", "`build/bench_micro .deps/models/mlp.onnx`", "", "```",
+lines += ["## What the runtime costs", "", "`build/bench_micro .deps/models/mlp.onnx`", "", "```text",
           (folder / "micro.txt").read_text().rstrip(), "```", ""]
 null, mlp = read("queue-null.json"), read("queue-mlp.json")
 if null and mlp:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing: Debian packages by name, the inference libraries from PyPI by version and hash into .deps.
-# usage: tools/deps.sh [test|check]     test: also the oldest libraries and PyTorch; check: also compilers, checkers and a browser
+# usage: tools/deps.sh [docs|test|check]   docs: also what builds the documents' site; test: that, the oldest libraries and
+# PyTorch; check: also compilers, checkers and a browser
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -72,6 +73,7 @@ into() {
 }
 mkdir -p .deps
 install engines.stamp requirements/engines.txt venv
+case "${1:-}" in docs | test | check) install docs.stamp requirements/docs.txt into docs ;; esac
 case "${1:-}" in
 test | check)
     install oldest.stamp requirements/oldest.txt oldest

@@ -61,12 +61,14 @@ extern "C" {
     X(DPI_E_FORKED, 37, 'u', "the session belongs to the process before fork()")                                       \
     X(DPI_E_INTERNAL, 38, 'r', "an invariant of dpinfer itself does not hold")
 
+/* What a call came to. dpi_status_exit_code says which numbers are whose fault. */
 typedef enum dpi_status {
 #define X(name, number, blame, text) name = number,
     DPI_STATUS_LIST(X)
 #undef X
 } dpi_status;
 
+/* Filled by every call that is given one. Memory of the caller; one for each thread. */
 typedef struct dpi_error {
     dpi_status status;
     char message[1020]; /* always terminated; empty when status is DPI_OK */
@@ -98,6 +100,7 @@ DPI_API const char *dpi_version(void);
     X(DPI_F32, 12, 4, "float32")                                                                                       \
     X(DPI_F64, 13, 8, "float64")
 
+/* The type of an element: its number, its size in bytes, its name. */
 typedef enum dpi_dtype {
     DPI_DTYPE_NONE = 0,
 #define X(name, number, bytes, text) name = number,
@@ -110,6 +113,7 @@ DPI_API size_t dpi_dtype_size(dpi_dtype dtype);
 /* "float32" and so on, "?" for a number that is no dtype. Static storage. */
 DPI_API const char *dpi_dtype_name(dpi_dtype dtype);
 
+/* Most axes of a tensor, the row axis among them. */
 #define DPI_MAX_RANK 8
 
 /* A dense, C-ordered array. Axis 0 is the row axis, except for a broadcast input. */
@@ -123,8 +127,10 @@ typedef struct dpi_tensor {
 
 /* ---- session ---------------------------------------------------------------------------------------------------- */
 
+/* A model opened on its devices; made by dpi_open, ended by dpi_close. */
 typedef struct dpi_session dpi_session;
 
+/* What the engine computes in. Inputs and outputs keep the model's dtypes. */
 typedef enum dpi_precision {
     DPI_PRECISION_MODEL = 0, /* the model's own; never silently lower */
     DPI_PRECISION_FP32,
@@ -133,6 +139,7 @@ typedef enum dpi_precision {
     DPI_PRECISION_BF16,
 } dpi_precision;
 
+/* Where workers run. */
 typedef enum dpi_isolation {
     DPI_ISOLATION_PROCESS = 0, /* one process per worker */
     DPI_ISOLATION_THREAD,      /* workers are threads of the caller (one device: the caller's own thread). Lost: a
@@ -140,6 +147,7 @@ typedef enum dpi_isolation {
                                   backend allows more than one device this way. */
 } dpi_isolation;
 
+/* How callers and workers wait for each other. */
 typedef enum dpi_wait_mode {
     DPI_WAIT_AUTO = 0, /* spin only where every waiter has a core of its own, else yield briefly and block */
     DPI_WAIT_BLOCK,    /* futex at once */
@@ -147,11 +155,13 @@ typedef enum dpi_wait_mode {
     DPI_WAIT_SPIN,     /* spin without yielding; for callers and workers that each have a core of their own */
 } dpi_wait_mode;
 
+/* Lines up to this level are told; the higher ones are left out. */
 typedef enum dpi_log_level { DPI_LOG_ERROR = 1, DPI_LOG_WARNING, DPI_LOG_INFO, DPI_LOG_DEBUG } dpi_log_level;
 
 /* Receives one line, without newline. Called from any thread that runs dpinfer code; must not call dpinfer. */
 typedef void (*dpi_log_fn)(void *context, dpi_log_level level, const char *line);
 
+/* One option by name. Both are strings. */
 typedef struct dpi_key_value {
     const char *key;
     const char *value;
@@ -164,6 +174,7 @@ typedef enum dpi_on_bad_row {
                              returns DPI_BAD_ROWS. A row that the engine refuses with an error is treated alike. */
 } dpi_on_bad_row;
 
+/* A row that was left out, as a dpi_bad_row_fn is told of it. */
 typedef struct dpi_bad_row {
     uint64_t row;       /* of the batch; of the source in dpi_run */
     const char *reason; /* valid during the call */
@@ -183,6 +194,8 @@ typedef void (*dpi_event_fn)(void *context, const char *json);
  * devices. Excludes a fixed split. dpi_describe tells what was chosen. */
 #define DPI_BATCH_AUTO ((size_t)-1)
 
+/* How a session is opened. Everything is copied by dpi_open, but for the functions log, bad_row and event, which are
+ * called with their contexts until dpi_close returns. */
 typedef struct dpi_options {
     size_t struct_size;
 
@@ -268,6 +281,7 @@ typedef struct dpi_options {
         return dpi_new;                                                                                                \
     }())
 #else
+/* A structure of this type with its struct_size, everything else zero: dpi_options o = DPI_INIT(dpi_options); */
 #define DPI_INIT(type) ((type){.struct_size = sizeof(type)})
 #endif
 
@@ -316,8 +330,11 @@ DPI_API dpi_status dpi_device_remove(dpi_session *session, const char *devices, 
 
 /* ---- one batch -------------------------------------------------------------------------------------------------- */
 
-typedef uint64_t dpi_ticket; /* names a submitted batch; 0 is none */
+/* Names a submitted batch of its session; 0 is none. */
+typedef uint64_t dpi_ticket;
 
+/* What dpi_submit puts in flight. The structure and its arrays are the caller's again when that returns; what their
+ * `data` leads to, see there. */
 typedef struct dpi_batch {
     size_t struct_size;
     const dpi_tensor *inputs; /* all inputs that are not broadcast; equal shape[0]; shape[0] may be 0 */
@@ -359,6 +376,7 @@ DPI_API dpi_status dpi_forward(dpi_session *session, const dpi_tensor *inputs, s
  * eventfd). Owned by the session; for poll, epoll and event loops. -1 with an error where there is none. */
 DPI_API int dpi_event_fd(dpi_session *session, dpi_error *error);
 
+/* What memory of dpi_alloc is for: rows that workers read, or rows that they write. */
 typedef enum dpi_direction { DPI_INPUT = 1, DPI_OUTPUT = 2 } dpi_direction;
 
 /* Memory that every worker sees, so that batches in it are not copied. Aligned to 4,096 bytes, not cleared.
@@ -369,6 +387,7 @@ DPI_API dpi_status dpi_free(dpi_session *session, void *memory, dpi_error *error
 
 /* ---- a data set ------------------------------------------------------------------------------------------------- */
 
+/* How far a dpi_run is. The library's memory, valid during the call of dpi_progress_fn. */
 typedef struct dpi_progress {
     size_t struct_size;
     uint64_t rows_done;
@@ -405,6 +424,7 @@ typedef struct dpi_preprocess {
     uint64_t max_image_bytes;  /* so does a larger file; 0: 256 MiB */
 } dpi_preprocess;
 
+/* What a dpi_run reads, writes and tells. Everything is the caller's and stays as it is until dpi_run returns. */
 typedef struct dpi_run_options {
     size_t struct_size;
     /* Sources, one per input: "[NAME=]FILE.npy", "[NAME=]FILE.npz[:MEMBER]", "[NAME=]raw:SHAPE:DTYPE:FILE" (rows one
@@ -440,6 +460,7 @@ typedef struct dpi_run_options {
                                          what compressed tars hold; for each source, 0: 64 GiB */
 } dpi_run_options;
 
+/* What a dpi_run has done, whatever it came to; all zero where it was refused. */
 typedef struct dpi_run_result {
     size_t struct_size;
     uint64_t rows;
@@ -471,8 +492,10 @@ DPI_API dpi_status dpi_run(dpi_session *session, const dpi_run_options *options,
  * it needs this library, of the same build, and no session.
  */
 typedef struct dpi_feed dpi_feed;
+/* The producer's end of a feed; made by dpi_producer_open, ended by dpi_producer_close. */
 typedef struct dpi_producer dpi_producer;
 
+/* What the ranges of a feed look like. Read by dpi_feed_open and not kept. */
 typedef struct dpi_feed_options {
     size_t struct_size;
     const dpi_tensor *inputs; /* those that a batch must bring, in the session's order: dtype, rank, shape; shape[0] and
@@ -485,6 +508,7 @@ typedef struct dpi_feed_options {
     size_t producers;  /* 1 to 1,024 */
 } dpi_feed_options;
 
+/* Consecutive rows of the data set, which one producer fills. */
 typedef struct dpi_range {
     uint64_t index;     /* 0, 1, 2 ...; UINT64_MAX at the end */
     uint64_t first_row; /* index * range_rows */
@@ -529,6 +553,7 @@ DPI_API void dpi_producer_close(dpi_producer *producer);
 
 /* ---- facts ------------------------------------------------------------------------------------------------------ */
 
+/* One worker, as dpi_describe tells. All strings are the session's. */
 typedef struct dpi_worker_info {
     const char *device;      /* "cpu:0-3" */
     const char *backend;     /* "onnxruntime" */
@@ -541,6 +566,7 @@ typedef struct dpi_worker_info {
     bool from_cache;
 } dpi_worker_info;
 
+/* What dpi_describe fills. */
 typedef struct dpi_description {
     size_t struct_size;
     const dpi_tensor *inputs; /* the inputs that a batch must bring; shape[0] is -1 */
@@ -560,6 +586,7 @@ typedef struct dpi_description {
  * session's, and any thread's next call writes to it. */
 DPI_API dpi_status dpi_describe(dpi_session *session, dpi_description *description, dpi_error *error);
 
+/* What one worker has done since dpi_open, all its generations together. */
 typedef struct dpi_worker_stats {
     uint64_t slices, rows, stolen; /* finished; stolen: of those, planned for another worker */
     /* Where this worker's time went since dpi_open, nanoseconds. */
@@ -567,6 +594,7 @@ typedef struct dpi_worker_stats {
     double fixed_us, row_us; /* learnt cost of a slice of n rows: fixed + n * row */
 } dpi_worker_stats;
 
+/* What dpi_stats fills: sums since dpi_open, but for what is said to be now. */
 typedef struct dpi_stats_data {
     size_t struct_size;
     uint64_t batches, rows, failed_batches;

@@ -175,6 +175,7 @@ class DistributedSampled:
         return made
 
     def __iter__(self) -> Iterator[Any]:
+        """Starts the loaders and gives their results, [rows, ...] each; leaving the loop early ends the loaders."""
         if self._whole and len(self._dataset) == 0:
             return
         inputs = self._input_tensors()
@@ -271,11 +272,12 @@ def run(
     start_method: Optional[str] = None,
     **options: Any,
 ) -> Any:
-    """A whole data set through all devices.
+    """A whole data set through all devices. Raises what :class:`DistributedSampled` raises, for a path :meth:`Session.run`.
 
     Args:
-        model, dataset, num_workers, batch_size, start_method, options: as of :class:`DistributedSampled`. A `dataset` that
-            is a path (or "random:SHAPE:DTYPE:N") is read by the workers themselves, memory-mapped; such runs can be resumed.
+        model, num_workers, batch_size, start_method, options: as of :class:`DistributedSampled`.
+        dataset: as of :class:`DistributedSampled`, or a path (or "random:SHAPE:DTYPE:N"): that is read by the workers
+            themselves, memory-mapped, and a run that was stopped goes on.
         output: file of the results, .npy (for a path also .csv, the top classes), or one per output; it appears when whole.
             None: results are returned.
         progress: a bar by tqdm; None: in terminals and notebooks where tqdm is installed.

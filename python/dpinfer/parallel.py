@@ -26,7 +26,7 @@ class Forward:
         self._pending.cancel()
 
     def result(self, timeout: Optional[float] = None) -> Any:
-        """The outputs, in the kind of the inputs; ``timeout`` in seconds."""
+        """The outputs, in the kind of the inputs, each [rows, ...]; ``timeout`` and what it raises as :meth:`Pending.result`."""
         return self._shape(self._pending.result(timeout))
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -60,7 +60,7 @@ class DataParallel:
 
     Inputs are numpy arrays, torch tensors, or what speaks DLPack or the buffer protocol, each of shape [rows, ...] and of
     the model's dtype. numpy in, numpy out; torch in, torch out, on the device of the first input. A module that returns a
-    tuple or a dict returns one here too.
+    tuple or a dict returns one here too. Any thread may call it, several at once.
 
     Attributes:
         session: the :class:`Session` behind it.
@@ -155,13 +155,21 @@ class DataParallel:
         return Forward(self.session.submit(*inputs, outputs=out, **named), self._shaping(first))
 
     def __call__(self, *inputs: Any, out: Optional[Sequence[Any]] = None, **named: Any) -> Any:
-        """All rows over all devices. ``out``: where the results go, such as arrays of :meth:`empty`."""
+        """All rows over all devices: :meth:`submit` and :meth:`Forward.result <dpinfer.parallel.Forward.result>` in one.
+
+        Args:
+            inputs: by position, or one dict by name; [rows, ...] each, any number of rows.
+            out: where the results go, such as arrays of :meth:`empty`; None: new memory.
+
+        Returns:
+            One array or tensor [rows, ...], or a tuple or dict of them, as the module returns.
+        """
         return self.submit(*inputs, out=out, **named).result()
 
     forward = __call__
 
     def empty(self, shape: Sequence[int], dtype: Any = "float32", direction: str = "input") -> Any:
-        """Memory that batches are read from (or written to) without a copy; see :meth:`Session.empty`."""
+        """An array that batches are read from (or written to) without a copy; see :meth:`Session.empty`."""
         return self.session.empty(shape, dtype, direction)
 
     def close(self) -> None:
@@ -186,5 +194,5 @@ def _export(model: Any, example_inputs: Any, **options: Any) -> Compiled:
 def empty(
     model: Union[DataParallel, Session], shape: Sequence[int], dtype: Any = "float32", direction: str = "input"
 ) -> Any:
-    """An array in memory that `model`'s workers see: batches in it are not copied. As :meth:`Session.empty`."""
+    """An array [rows, ...] in memory that `model`'s workers see: batches in it are not copied. As :meth:`Session.empty`."""
     return model.empty(shape, dtype, direction)

@@ -163,10 +163,16 @@ class Pending:
             handle.leave()
 
     def result(self, timeout: Optional[float] = None) -> Tuple[Array, ...]:
-        """The outputs in the session's order.
+        """The outputs in the session's order, each [rows, ...].
 
         Args:
             timeout: seconds to wait; None for ever. Timeout is raised and the batch goes on.
+
+        Raises:
+            Timeout: the time is over.
+            Cancelled: by :meth:`cancel`.
+            BadRows: done, but for rows that were left out (``on_bad_row="skip"``).
+            EngineError, WorkerError, ClosedError: what went wrong, in the library's words.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         step = STEP_MS
@@ -238,7 +244,7 @@ def _tensors(arrays: Sequence[_Array]) -> Tuple[Any, int]:
 
 
 class Session:
-    """A model on every device.
+    """A model on every device. Any thread may use it, several at once; a process that was forked later may not.
 
     Args:
         model: file of the model (.onnx, OpenVINO IR, .pt2, .sim, .engine).
@@ -279,6 +285,11 @@ class Session:
 
     `log` and `event` are called by threads of the library, also while the session opens and closes. None of the functions
     may call the session; what they raise is printed and goes no further.
+
+    Attributes:
+        devices: names of the devices that it was opened on, such as "cpu:0".
+        input_names, output_names: in the model's order.
+        output_dtypes: of each output, by its number (``dpi_dtype``).
 
     Raises:
         ModelError, BackendError, DeviceError, ArgumentError: with the library's sentence.
@@ -377,6 +388,14 @@ class Session:
         """An array in memory that every worker sees, not cleared: batches in it are not copied.
 
         Its memory goes back when the last array of it goes; a closed session's workers stay until then.
+
+        Args:
+            shape: of the array, rows first.
+            dtype: of its elements, by numpy's name; bfloat16 is uint16 here.
+            direction: "input" for rows that workers read, "output" for results.
+
+        Raises:
+            ResourceError: there is no more memory.
         """
         dtype = np.dtype(dtype)
         extent = tuple(int(n) for n in shape)
@@ -398,6 +417,7 @@ class Session:
 
         Memory of :meth:`empty` is read in place and must stay as it is until the batch has ended; other memory has
         been copied when this returns. ``outputs`` are C-ordered arrays for the results; None makes them.
+        Waits while as many batches are in flight as the session may have.
 
         Raises:
             TypeError: an input is no array, tensor or buffer.
@@ -451,7 +471,7 @@ class Session:
         return self._events
 
     def forward(self, *inputs: Array, outputs: Optional[Sequence[Array]] = None, **named: Array) -> Tuple[Array, ...]:
-        """:meth:`submit` and :meth:`Pending.result` in one."""
+        """:meth:`submit` and :meth:`Pending.result` in one: arrays [rows, ...] in, a tuple of arrays [rows, ...] out."""
         return self.submit(*inputs, outputs=outputs, **named).result()
 
     def add_device(self, devices: str, timeout: Optional[float] = None) -> None:
@@ -501,7 +521,7 @@ class Session:
         """A data set in files, through all devices: workers read and write it themselves. Returns the number of rows.
 
         Args:
-            inputs: "[NAME=]FILE.npy", "[NAME=]random:SHAPE:DTYPE:N" or images for each input: a folder, "photos/*.jpg",
+            inputs: "[NAME=]FILE.npy", "[NAME=]random:SHAPE:DTYPE:N" or images for each input: a folder, ``photos/*.jpg``,
                 "list.txt", "shards-{000..009}.tar" or ".tar.gz"; their folders must be among the session's ``data_folders``.
             outputs: "[NAME=]FILE.npy", "[NAME=]FILE.csv" or "none" for each output; they appear when whole. A run that was
                 stopped goes on where it ended when it is called again.
