@@ -3,6 +3,8 @@ import pathlib
 import re
 import sys
 
+from docutils import nodes
+
 here = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(here / "_extensions"), str(here.parent / "python")]
 
@@ -37,3 +39,14 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 pygments_style = "friendly"
+
+
+def setup(app):
+    """Sphinx puts two hyphens between an argument and what is said of it, and leaves it to smart quotes to mend that."""
+
+    def mend(_, tree, __):
+        for field in tree.findall(nodes.field):
+            for text in list(field.findall(lambda n: isinstance(n, nodes.Text) and n == " -- ")):
+                text.parent.replace(text, nodes.Text(": "))
+
+    app.connect("doctree-resolved", mend)

@@ -1,8 +1,8 @@
 """The directive `c-header FILE`: a C header's declarations with its own comments, section by section, in the C domain.
 
 clang reads the header, so a comment belongs to what it belongs to for clang: the one before a declaration, or the one
-behind a field. A function, type or macro without one is a warning. In comments, `word` is code, a blank line begins a
-paragraph, "- " a point of a list, a line over dashes is a title; names of the header become links.
+behind a field. A function, type or macro without one is a warning. In comments, `word` is code, *word* stressed, a blank line
+begins a paragraph, "- " a point of a list, a line over dashes is a title; names of the header become links.
 """
 import pathlib
 import re
@@ -156,8 +156,9 @@ class Text:
             return f"\\ :c:{role}:`{word}`\\ " if role and word != self.own else _escaped(word)
 
         out, at = "", 0
-        for found in re.finditer(r"\b(?:dpi|DPI)_\w+(?:\.\w+)?", text):
-            out += _escaped(text[at : found.start()]) + linked(found)
+        for found in re.finditer(r"\b(?:dpi|DPI)_\w+(?:\.\w+)?|\*\w+\*", text):
+            said = found[0] if found[0].startswith("*") else linked(found)
+            out += _escaped(text[at : found.start()]) + said
             at = found.end()
         return out + _escaped(text[at:])
 

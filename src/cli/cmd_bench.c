@@ -22,6 +22,7 @@ static const char help[] =
     "                      by itself, summed up; takes memory for some more engines per device\n"
     "    --mode LIST       of single, split, split-blocking, shard (default all)\n"
     "    --repeats N       of everything, in turn; the median is shown (default 3)\n"
+    "    --seconds S       how long each measurement takes (default 1)\n"
     "    --json[=FILE]     machine, command, model, backend, engine_alone, rows and scaling, as one JSON object\n"
     "\n"
     "Takes all flags of `dpinfer run` on where and how. Efficiency is rows/s over the engine alone on all devices,\n"
