@@ -94,7 +94,7 @@ foreach(file ${scripts})
     add_test(NAME ${folder}/${name} COMMAND bash ${file})
   endif()
   dpi_test(${folder}/${name})
-  if(folder STREQUAL "python") # it compiles: the package, and models by PyTorch
+  if(folder MATCHES "^(python|docs)$") # it compiles: the package, and models by PyTorch
     set_tests_properties(${folder}/${name} PROPERTIES TIMEOUT 1800)
   endif()
 endforeach()

@@ -152,13 +152,13 @@ def look(browser, site, pages):
         "<!DOCTYPE html><html><head><title>-</title>" + PROBE.replace("PAGE", '"drawing"') + "<body>" + drawing.read_text())
     probed.append("probed-drawing.html")
     colors = {}
-    for width in (375, 1200):
+    for width in (375, 1200, 1600):
         frame = site / "frames.html"
         frame.write_text(FRAMES % (json.dumps(probed), width))
         for scheme in (0, 1):  # dark, light
             done = subprocess.run([browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--hide-scrollbars",
                                    "--allow-file-access-from-files", f"--user-data-dir={site.parent / 'browser'}",
-                                   f"--blink-settings=preferredColorScheme={scheme}", "--window-size=1300,1000",
+                                   f"--blink-settings=preferredColorScheme={scheme}", "--window-size=1700,1000",
                                    "--virtual-time-budget=60000", "--dump-dom", frame.as_uri()], capture_output=True, text=True, timeout=400)  # fmt: skip
             console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
             check(not console, f"at {width}: {console[:3]}")
