@@ -1,5 +1,6 @@
 """Commands that stand in sentences, in the pages and in --help's examples: programs, subcommands, flags, make's targets and
-files of the project that they name are there. (Those in code blocks run: test_blocks.py.) Exits with 77 where requirements/docs.txt is missing."""
+files of the project that they name are there. (Those in code blocks run: test_blocks.py.) Exits with 77 where
+requirements/docs.txt is missing."""
 import os
 import pathlib
 import re

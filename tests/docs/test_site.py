@@ -5,6 +5,7 @@ wider than its box scrolls there, no text of the drawing overlaps another. Exits
 missing."""
 import html.parser
 import inspect
+import json
 import os
 import pathlib
 import re
@@ -89,12 +90,29 @@ def check_markdown_links():
                 check(place in anchors(target.read_text()), f"{page.name}: {link}: there is no such heading")
 
 
-def check_docstrings():
-    """Everything public says what it is."""
+def public_names():
     sys.path.insert(0, str(SRC / "python"))
     import dpinfer
 
-    for name in (n for n in dpinfer.__all__ if n != "__version__"):
+    return dpinfer, [name for name in dpinfer.__all__ if name != "__version__"]
+
+
+def check_reference(site):
+    """Every public name of Python, and every function of the header, has its place in the reference."""
+    python, c = Reader(site / "python-reference.html"), Reader(site / "c-reference.html")
+    _, names = public_names()
+    for name in names:
+        check({f"dpinfer.{name}", f"dpinfer.errors.{name}"} & python.ids, f"dpinfer.{name} is not in the Python reference")
+    functions = set(re.findall(r"^DPI_API .*?\b(dpi_\w+)\(", (SRC / "include/dpinfer/dpinfer.h").read_text(), re.M))
+    check(len(functions) > 25, f"{len(functions)} functions were found in the header")
+    for name in functions:
+        check(f"c.{name}" in c.ids, f"{name} is not in the C reference")
+
+
+def check_docstrings():
+    """Everything public says what it is."""
+    dpinfer, names = public_names()
+    for name in names:
         thing = getattr(dpinfer, name)
         check(inspect.getdoc(thing), f"dpinfer.{name} has no docstring")
         members = inspect.getmembers(thing) if inspect.isclass(thing) else []
@@ -139,8 +157,6 @@ next();
 
 
 def look(browser, site, pages):
-    import json
-
     probed = []
     for page in pages:
         copy = site / page.with_name("probed-" + page.name)
@@ -179,6 +195,7 @@ with tempfile.TemporaryDirectory(prefix="dpinfer-site-", ignore_cleanup_errors=T
     check_markdown_links()
     check_docstrings()
     if build(site):
+        check_reference(site)
         pages = check_links(site)
         check(len(pages) > 15, f"the site has {len(pages)} pages")
         browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
