@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What `<!-- test: quick -->` runs before the block's commands: measurements take a moment instead of seconds,
 # and few rows, for shard mode writes them to a file first.
 dpinfer() {
