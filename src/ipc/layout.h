@@ -21,7 +21,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LAYOUT_VERSION 3u
+#define LAYOUT_VERSION 4u
 #define LAYOUT_MAGIC   0x31495044u /* "DPI1" */
 
 #define LAYOUT_WORKERS 256        /* workers of one session at most */
@@ -174,6 +174,13 @@ typedef struct page_sample {
     _Atomic uint64_t rows_and_ns; /* rows in the upper 24 bits, nanoseconds (saturated) in the lower 40 */
 } page_sample;
 
+/* Why a batch failed: of its slices that this worker ended BAD, the first. Set before the claim word. */
+typedef struct page_failure {
+    _Atomic uint32_t sequence; /* of the batch; written last (release), read first (acquire) */
+    uint32_t status;
+    char message[1020];
+} page_failure;
+
 #define PAGE_SAMPLES   64
 #define PAGE_LATENCIES 256
 
@@ -202,18 +209,15 @@ typedef struct worker_page {
     _Atomic uint64_t wait_ns, load_ns, copy_in_ns, compute_ns, copy_out_ns;
     _Atomic int64_t finished_ns; /* when its last slice ended */
     _Atomic uint64_t trial;      /* number of the one that is being run; 0: none */
-    /* Why a slice ended BAD: set before the claim word. */
-    _Atomic uint32_t error_status;
-    uint32_t sigbus_source; /* 1 + number of the source that shrank, 0 for none */
+    uint32_t sigbus_source;      /* 1 + number of the source that shrank, 0 for none */
     uint64_t sigbus_offset;
-    char error_message[1024];
     _Atomic uint64_t sample_count;
     page_sample samples[PAGE_SAMPLES];          /* ring: sample i stands at i % PAGE_SAMPLES */
     _Atomic uint32_t latencies[PAGE_LATENCIES]; /* how many slices took so long, from claimed to delivered */
+    page_failure failures[LAYOUT_SLOTS];        /* of the batch in each slot */
 } worker_page;
 
-static_assert(sizeof(worker_page) <= 4096, "worker_page: one page");
-#define PAGE_BYTES 4096
+#define PAGE_BYTES ((sizeof(worker_page) + 4095) / 4096 * 4096)
 
 /* ---- descriptors of a worker ------------------------------------------------------------------------------------ */
 

@@ -108,11 +108,12 @@ static void note_failure(dpi_session *s, batch *b, claim c)
         b->error = b->verdict;
         return;
     }
-    const worker_page *page = c.worker < s->count ? s->workers[c.worker].page : NULL;
-    uint32_t status = page ? atomic_load_explicit(&page->error_status, memory_order_acquire) : 0;
-    char message[sizeof page->error_message] = "";
-    if (page) {
-        memcpy(message, page->error_message, sizeof message);
+    const page_failure *p = c.worker < s->count ? &s->workers[c.worker].page->failures[b->slot] : NULL;
+    uint32_t status = 0;
+    char message[sizeof p->message] = "";
+    if (p && atomic_load_explicit(&p->sequence, memory_order_acquire) == b->sequence) { /* the worker's note_failure */
+        status = p->status;
+        memcpy(message, p->message, sizeof message);
         message[sizeof message - 1] = 0;
     }
     if (status < DPI_E_ARGUMENT || status > DPI_E_INTERNAL)

@@ -417,12 +417,16 @@ void worker_count(worker *w, const flight *f, int64_t now_ns)
     atomic_store_explicit(&page->finished_ns, now_ns, memory_order_relaxed);
 }
 
-/* Before a word becomes BAD: the failed batch reads it there. Of two batches that fail at once one may read the
- * other's; what a suspect's trouble was must not get there. */
-static void set_page_error(worker *w, const dpi_error *error)
+/* Before a word becomes BAD: the failed batch reads it there (batch_end.c, note_failure). What a suspect's trouble was
+ * must not get there. */
+static void note_failure(worker *w, const flight *f, const dpi_error *error)
 {
-    memcpy(w->page->error_message, error->message, sizeof error->message);
-    atomic_store_explicit(&w->page->error_status, (uint32_t)error->status, memory_order_release);
+    page_failure *p = &w->page->failures[f->slot];
+    if (atomic_load_explicit(&p->sequence, memory_order_relaxed) == f->sequence)
+        return; /* it may be read already */
+    p->status = (uint32_t)error->status;
+    snprintf(p->message, sizeof p->message, "%s", error->message);
+    atomic_store_explicit(&p->sequence, f->sequence, memory_order_release);
 }
 
 void worker_finish(worker *w, flight *f, dpi_status status, const dpi_error *error)
@@ -436,7 +440,7 @@ void worker_finish(worker *w, flight *f, dpi_status status, const dpi_error *err
     bool suspect = status == DPI_E_ENGINE && w->control->on_bad_row == DPI_BAD_ROW_SKIP;
     end.state = suspect ? CLAIM_SUSPECT : status ? CLAIM_BAD : CLAIM_DONE;
     if (end.state == CLAIM_BAD)
-        set_page_error(w, error);
+        note_failure(w, f, error);
     /* The batch may be retired right behind this exchange and its slot reused: what follows touches only bells and
      * hints, and a ring too many does no harm. */
     worker_step(w, STEP_DELIVERED);

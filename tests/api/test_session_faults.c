@@ -261,6 +261,27 @@ static void failing_at_a_slice(void **state)
     fails("1.no_memory_at_slice", DPI_E_SYSTEM, "out of memory");
 }
 
+/* Batches of one worker that fail at once: whoever is asked for late has its own reason all the same. */
+static void each_batch_has_its_own_reason(void **state)
+{
+    (void)state;
+    kit *k = kit_open(SIMPLE "fail_at_slice 1\nno_memory_at_slice 2\nwrong_size_at_slice 3\n", "sim:0", NULL);
+    static const char *const says[] = {"failed at its slice 1", "out of memory at its slice 2", "has the shape"};
+    kit_batch *b[3];
+    dpi_ticket tickets[3];
+    dpi_error error;
+    for (int i = 0; i < 3; i++) {
+        b[i] = kit_batch_new(k, 4, (uint64_t)i, 3);
+        kit_assert_ok(kit_submit(k, b[i], false, 0, &tickets[i], &error), error);
+    }
+    for (int i = 2; i >= 0; i--) {
+        assert_int_not_equal(dpi_wait(k->s, tickets[i], 0, NULL, 0, &error), DPI_OK);
+        kit_assert_contains(error.message, says[i]);
+        kit_batch_free(b[i]);
+    }
+    kit_close(k);
+}
+
 /* Slow is no hang: all rows come, from the others where that is sooner. */
 static void being_slow_from_a_slice_on(void **state)
 {
@@ -468,6 +489,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(leaving_at_a_slice),
         cmocka_unit_test(hanging_at_a_slice),
         cmocka_unit_test(failing_at_a_slice),
+        cmocka_unit_test(each_batch_has_its_own_reason),
         cmocka_unit_test(being_slow_from_a_slice_on),
         cmocka_unit_test(a_hang_holds_up_and_no_more),
         cmocka_unit_test(a_death_while_idle_is_mended),

@@ -41,7 +41,8 @@ static void spoil_pages(const vandal *v, uint64_t n)
     worker_page *page = v->s->workers[bits % v->s->count].page;
     _Atomic uint64_t *words = (_Atomic uint64_t *)(void *)page;
     size_t at = (size_t)(bits >> 20) % (sizeof *page / 8);
-    bool text = at * 8 >= offsetof(worker_page, sigbus_source) && at * 8 < offsetof(worker_page, sample_count);
+    bool text = (at * 8 >= offsetof(worker_page, sigbus_source) && at * 8 < offsetof(worker_page, sample_count)) ||
+                at * 8 >= offsetof(worker_page, failures);
     if (!text) /* plain fields are read by the supervisor: a race that is the worker's fault, not to be reported */
         atomic_store(&words[at], bits & 0x1000 ? bits * 77 : bits & 0xff);
 }
