@@ -406,6 +406,8 @@ dpi_status sink_finish(sink *s, dpi_error *error)
     return file_sync_folder_of(s->spec, error);
 }
 
+void sink_nobody_writes(sink *s) { s->quiet = true; }
+
 void sink_close(sink *s, bool keep)
 {
     if (!s)
@@ -413,6 +415,8 @@ void sink_close(sink *s, bool keep)
     if (s->fd >= 0) {
         if (!s->finished && (s->ours ? !keep : s->made))
             unlink(s->part); /* while we hold the lock: nobody else's */
+        if (s->quiet)
+            flock(s->fd, LOCK_UN);
         close(s->fd);
     }
     free(s->labels);

@@ -94,6 +94,10 @@ dpi_status sink_sync(sink *s, uint64_t *text_bytes, dpi_error *error);
  * no_overwrite a file that has that name by then stays, and it is DPI_E_IO. */
 dpi_status sink_finish(sink *s, dpi_error *error);
 bool sink_finished(const sink *s); /* the final name has been given */
+/* Nobody writes any more: sink_close gives the file free for other runs, also where a process that was given its
+ * descriptor still has it (a worker that does not get to leaving). Without this they wait until the last one is gone.
+ */
+void sink_nobody_writes(sink *s);
 /* Frees. What is unfinished stays as FILE.part with `keep`, and is removed without; of what was only opened, a
  * FILE.part of an earlier run stays and one that was not there before is removed, either way. NULL is fine. */
 void sink_close(sink *s, bool keep);

@@ -14,6 +14,7 @@ struct sink {
     sink_kind kind;
     char *spec, *part; /* final name and FILE.part */
     int fd;
+    bool quiet;                /* sink_nobody_writes */
     bool finished, made, ours; /* made: by sink_open; ours: begun or resumed, its content is this run's */
     bool lost;                 /* a sync has failed */
     bool no_overwrite;

@@ -547,8 +547,9 @@ void run_close_sinks(run *r, dpi_status status, dpi_error *error)
     for (size_t o = 0; o < PORT_MAX; o++) {
         if (r->journals[o] && failed && !keep && journal_is_ours(r->journals[o]))
             journal_remove(r->journals[o], false, NULL);
-        if (r->sinks[o])
-            sink_close(r->sinks[o], keep);
+        if (r->sinks[o] && !atomic_load(&r->s->failed)) /* then there may be a worker that cannot be killed */
+            sink_nobody_writes(r->sinks[o]);
+        sink_close(r->sinks[o], keep);
         journal_close(r->journals[o]);
     }
     text_free(&r->facts);

@@ -1,5 +1,6 @@
 /* Devices come and go while workers die, hang or go mad: every row comes out right all the same. */
 #include "elastic_kit.h"
+#include "folder_kit.h"
 
 #include "base/clock.h"
 
@@ -182,6 +183,44 @@ static void the_end_of_a_session_while_a_device_leaves(void **state)
     kit_close(k);
 }
 
+/* Removes sim:7 once some rows are there, and then stops the run. */
+static int remove_and_stop(void *context, const dpi_progress *p)
+{
+    dpi_error error;
+    if (p->rows_done < 10)
+        return 0;
+    elastic_refused(dpi_device_remove(context, "sim:7", -1, &error), DPI_TIMEOUT, &error, "sim:7 is not done");
+    return 1;
+}
+
+/* A worker that hangs while it leaves keeps what it was given, and nobody from the file that its run has left. */
+static void a_run_goes_on_while_a_device_hangs_in_leaving(void **state)
+{
+    (void)state;
+    char folder[] = "/tmp/dpi-test-leaving-XXXXXX", path[64];
+    dpi_options o = elastic_options(NULL);
+    dpi_key_value list[1];
+    elastic_set(&o, list, "1.hang_shutdown", "1");
+    kit *k = kit_open(SIMPLE "fixed_us 1000\n", "sim:0,sim:7", &o);
+    assert_int_equal(folder_make(folder), 0);
+    snprintf(path, sizeof path, "%s/y.npy", folder);
+    const char *in[] = {"random:5:float32:3000"}, *out[] = {path};
+    dpi_run_options run = DPI_INIT(dpi_run_options);
+    dpi_error error = {0};
+    run.inputs = in;
+    run.outputs = out;
+    run.input_count = run.output_count = 1;
+    run.progress = remove_and_stop;
+    run.progress_context = k->s;
+    assert_int_equal(dpi_run(k->s, &run, NULL, &error), DPI_CANCELLED);
+    assert_true(kit_pid(k, 1) > 0);
+    run.progress = NULL;
+    kit_assert_ok(dpi_run(k->s, &run, NULL, &error), error);
+    assert_int_equal(folder_count(folder), 1);
+    kit_close(k);
+    assert_int_equal(folder_remove(folder), 0);
+}
+
 /* A row that kills is found while a device goes that may be the one that tries it. */
 static void a_device_is_removed_while_a_bad_row_is_looked_for(void **state)
 {
@@ -255,6 +294,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_device_that_was_given_up_is_brought_back),
         cmocka_unit_test(a_device_that_is_being_started_again_is_removed),
         cmocka_unit_test(the_end_of_a_session_while_a_device_leaves),
+        cmocka_unit_test(a_run_goes_on_while_a_device_hangs_in_leaving),
         cmocka_unit_test(a_device_is_removed_while_a_bad_row_is_looked_for),
         cmocka_unit_test(shared_memory_is_spoilt_while_devices_change),
     };
