@@ -60,6 +60,13 @@ foreach(layer base ipc backend data runtime api)
   endforeach()
 endforeach()
 
+# What process isolation is tested with, in strict isolation (tests/api/sim_kit.c).
+foreach(name session_sim session_depth session_faults recovery recovery_finds elastic elastic_faults run events feed)
+  add_test(NAME api/test_${name}_strict COMMAND test_${name})
+  dpi_test(api/test_${name}_strict)
+  set_property(TEST api/test_${name}_strict APPEND PROPERTY ENVIRONMENT DPI_TEST_ISOLATION=strict)
+endforeach()
+
 add_library(stop_at_call MODULE tests/stops/stop_at_call.c)
 set_target_properties(stop_at_call PROPERTIES PREFIX "")
 target_compile_definitions(stop_at_call PRIVATE _GNU_SOURCE)

@@ -16,7 +16,7 @@ _dpinfer() {
     --layout) mapfile -t COMPREPLY < <(compgen -W "nchw nhwc" -- "$cur"); return ;;
     --color) mapfile -t COMPREPLY < <(compgen -W "rgb bgr" -- "$cur"); return ;;
     --precision) mapfile -t COMPREPLY < <(compgen -W "model fp32 fp16 bf16" -- "$cur"); return ;;
-    --isolation) mapfile -t COMPREPLY < <(compgen -W "process thread" -- "$cur"); return ;;
+    --isolation) mapfile -t COMPREPLY < <(compgen -W "process thread strict" -- "$cur"); return ;;
     --wait) mapfile -t COMPREPLY < <(compgen -W "auto block yield spin" -- "$cur"); return ;;
     --mode) mapfile -t COMPREPLY < <(compgen -W "single split split-blocking shard" -- "$cur"); return ;;
     --devices) mapfile -t COMPREPLY < <(compgen -W "auto cpu:all cpu:numa0 cpu:0 sim:0" -- "$cur"); return ;;

@@ -145,6 +145,10 @@ typedef enum dpi_isolation {
     DPI_ISOLATION_THREAD,      /* workers are threads of the caller (one device: the caller's own thread). Lost: a
                                   crash of the engine is a crash of the caller, a hang cannot be ended. Not every
                                   backend allows more than one device this way. */
+    DPI_ISOLATION_STRICT,      /* as DPI_ISOLATION_PROCESS, and a worker gone mad can spoil no rows but those of slices
+                                  that it was given: results are copied once more, by a thread of the caller's for each
+                                  worker, and dpi_run writes all files itself. Outputs stand in memory twice, at worst
+                                  once more for each worker. */
 } dpi_isolation;
 
 /* How callers and workers wait for each other. */

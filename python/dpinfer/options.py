@@ -14,7 +14,7 @@ from .arrays import to_numpy
 PRECISIONS: Mapping[Optional[str], int] = {None: 0, "fp32": 1, "tf32": 2, "fp16": 3, "bf16": 4}
 _CHOICES: Mapping[str, Mapping[Optional[str], int]] = {
     "precision": PRECISIONS,
-    "isolation": {"process": 0, "thread": 1},
+    "isolation": {"process": 0, "thread": 1, "strict": 2},
     "wait_mode": {None: 0, "block": 1, "yield": 2, "spin": 3},
     "on_bad_row": {"fail": 0, "skip": 1},
 }

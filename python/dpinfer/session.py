@@ -259,7 +259,8 @@ class Session:
         broadcast: inputs that are the same for every row, by name: arrays or tensors, copied.
         trust_rows: do not refuse a model whose rows depend on each other.
         deterministic: refuse devices whose engines are not bit-identical.
-        isolation: "process", or "thread" (a crash of the engine is the caller's).
+        isolation: "process"; "thread" (a crash of the engine is the caller's); or "strict": a worker gone mad can spoil
+            no rows but those of its own slices, for one copy more of each result.
         wait_mode: "block", "yield" or "spin"; None: spinning only where everybody has a core.
         queue_depth: batches in flight at most; None: 16.
         arena_max_bytes: of inputs, and of outputs; None: the machine's memory.

@@ -158,7 +158,7 @@ static dpi_status sim_open(backend_library *library, const backend_open_options 
         sim_without_faults(&e->model);
     sim_plan_generation(&e->model, options->device->generation);
     if (options->device->in_caller) /* there is no shared memory and no socket to spoil */
-        e->model.spoil_at_slice = e->model.babble_at_slice = 0;
+        e->model.spoil_at_slice = e->model.rage_at_slice = e->model.babble_at_slice = 0;
     if (!status && options->import_fd >= 0)
         status = check_import(options->import_fd, error);
     else if (!status)

@@ -43,6 +43,9 @@
  *                             when the session closes and the worker is about to leave
  *     die_at_step S           die_at_slice strikes at this step of the slice's life instead (backend_step, 1 to 7)
  *     spoil_at_slice K        writes garbage over the claim words of all batches and over its own page, and goes on
+ *     rage_at_slice K         writes garbage to all memory that it can reach: whatever its descriptors, or the files
+ *                             behind them opened anew, allow (maps, writes, sizes, holes, seals), for a tenth of a
+ *                             second, and goes on. What it has reported and nobody has taken over may be lost with it
  *     babble_at_slice K       writes garbage into the control socket, and goes on
  *     escape_at_slice K       tries what a sandbox refuses (a program, a process, a socket, a signal, a file), fails
  *                             with what was not refused, and goes on where all was
@@ -79,7 +82,7 @@ typedef struct sim_model {
     bool hang_compile, die_compile, fail_compile, hang_probe, die_probe, hang_ready, die_ready, hang_shutdown,
         die_shutdown;
     uint64_t depth, die_at_slice, exit_at_slice, hang_at_slice, fail_at_slice, signal, most_rows;
-    uint64_t die_at_step, spoil_at_slice, babble_at_slice, escape_at_slice, fault_generations;
+    uint64_t die_at_step, spoil_at_slice, rage_at_slice, babble_at_slice, escape_at_slice, fault_generations;
     uint64_t no_memory_at_slice, wrong_size_at_slice, slow_at_slice;
     double slow_us, poison;
     bool has_poison;
@@ -93,8 +96,8 @@ typedef struct sim_model {
 #define SIM_FAULTS                                                                                                     \
     "die_at_slice exit_at_slice hang_at_slice fail_at_slice no_memory_at_slice wrong_size_at_slice slow_at_slice "     \
     "slow_us fault_in_enqueue signal hang_compile die_compile fail_compile hang_probe die_probe hang_ready "           \
-    "die_ready hang_shutdown die_shutdown die_at_step spoil_at_slice babble_at_slice escape_at_slice poison "          \
-    "poison_how"
+    "die_ready hang_shutdown die_shutdown die_at_step spoil_at_slice rage_at_slice babble_at_slice escape_at_slice "   \
+    "poison poison_how"
 
 /* Parses an untrusted model of `bytes` bytes; `name` is for messages. DPI_E_MODEL names the line. */
 dpi_status sim_model_parse(const char *data, size_t bytes, const char *name, sim_model *model, dpi_error *error);

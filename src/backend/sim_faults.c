@@ -10,10 +10,14 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define SPOILT_WORDS 64 /* of each batch slot */
+#define RAGE_BYTES   (1u << 20)
+#define RAGE_TURNS   10
+#define RAGE_US      100000
 
 /* A plan is checked by what has been told of it. */
 static void tell(const char *what, uint64_t slice)
@@ -49,6 +53,60 @@ static void spoil_memory(uint64_t seed)
     atomic_store(&page->sample_count, hash_mix64(seed, 2));
     munmap(all, bytes);
     munmap(page, PAGE_BYTES);
+}
+
+/* Garbage over a part of a memory, by all ways that lead there. */
+static void rage_in(int fd, uint64_t at, size_t bytes, uint64_t seed)
+{
+    unsigned char garbage[4096];
+    for (size_t i = 0; i < sizeof garbage; i++)
+        garbage[i] = (unsigned char)hash_mix64(seed, i);
+    struct stat info;
+    if (fstat(fd, &info) != 0 || (uint64_t)info.st_size < at + bytes)
+        return;
+    unsigned char *mapped = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)at);
+    for (size_t done = 0; done + sizeof garbage <= bytes; done += sizeof garbage) {
+        if ((void *)mapped != MAP_FAILED)
+            memcpy(mapped + done, garbage, sizeof garbage);
+        if (pwrite(fd, garbage, sizeof garbage, (off_t)(at + done)) < 0)
+            fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(at + done), sizeof garbage);
+    }
+    if ((void *)mapped != MAP_FAILED)
+        munmap(mapped, bytes);
+}
+
+static void rage_at(int fd, uint64_t seed, bool claims_too)
+{
+    char path[40];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    const int both[] = {fd, open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK)};
+    for (int i = 0; i < 2 && both[i] >= 0; i++) {
+        rage_in(both[i], LAYOUT_CLAIMS_BYTES, RAGE_BYTES, seed); /* rows, where it has some */
+        for (uint64_t slot = 0; claims_too && slot < 4; slot++)
+            rage_in(both[i], slot * sizeof(claims) / 4096 * 4096, 4096, seed);
+        struct stat info;
+        if (!claims_too || fstat(both[i], &info) != 0)
+            continue;
+        /* Cut, made larger, never to be made larger again, never to be written again. */
+        bool any = ftruncate(both[i], 0) == 0;
+        any |= ftruncate(both[i], info.st_size + RAGE_BYTES) == 0;
+        any |= fcntl(both[i], F_ADD_SEALS, F_SEAL_GROW | F_SEAL_WRITE) == 0;
+        any |= fcntl(both[i], F_ADD_SEALS, F_SEAL_GROW) == 0;
+        if (any)
+            fprintf(stderr, "sim: descriptor %d was not refused\n", fd);
+    }
+    if (both[1] >= 0)
+        close(both[1]);
+}
+
+/* What a worker gone mad could do at worst. Rows first, for a while: others may deliver theirs meanwhile. */
+static void rage(uint64_t seed)
+{
+    for (int turn = 0; turn <= RAGE_TURNS; turn++) {
+        for (int fd = WORKER_FD_CONTROL; fd < WORKER_FD_EVENT; fd++)
+            rage_at(fd, seed, turn == RAGE_TURNS);
+        usleep(RAGE_US / RAGE_TURNS);
+    }
 }
 
 static void babble(void)
@@ -163,6 +221,10 @@ dpi_status sim_strike(const sim_model *m, const backend_call *call, uint64_t sli
         tell("spoiling memory", slice);
         spoil_memory(slice);
     }
+    if (m->rage_at_slice == slice) {
+        tell("raging", slice);
+        rage(slice);
+    }
     if (m->babble_at_slice == slice) {
         tell("babbling", slice);
         babble();
@@ -207,8 +269,9 @@ double sim_slowness_us(const sim_model *m, uint64_t slice)
 
 void sim_without_faults(sim_model *m)
 {
-    m->die_at_slice = m->exit_at_slice = m->hang_at_slice = m->fail_at_slice = m->spoil_at_slice = m->babble_at_slice =
-        m->escape_at_slice = m->die_at_step = m->no_memory_at_slice = m->wrong_size_at_slice = m->slow_at_slice = 0;
+    m->die_at_slice = m->exit_at_slice = m->hang_at_slice = m->fail_at_slice = m->spoil_at_slice = m->rage_at_slice =
+        m->babble_at_slice = m->escape_at_slice = m->die_at_step = m->no_memory_at_slice = m->wrong_size_at_slice =
+            m->slow_at_slice = 0;
     m->has_poison = m->hang_compile = m->die_compile = m->fail_compile = m->hang_probe = m->die_probe = m->hang_ready =
         m->die_ready = m->hang_shutdown = m->die_shutdown = false;
 }

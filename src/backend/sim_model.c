@@ -115,6 +115,7 @@ bool sim_model_set(sim_model *m, const char *key, const char *value)
         {"hang_at_slice", NULL, NULL, &m->hang_at_slice, 0, INT64_MAX},
         {"fail_at_slice", NULL, NULL, &m->fail_at_slice, 0, INT64_MAX},
         {"spoil_at_slice", NULL, NULL, &m->spoil_at_slice, 0, INT64_MAX},
+        {"rage_at_slice", NULL, NULL, &m->rage_at_slice, 0, INT64_MAX},
         {"babble_at_slice", NULL, NULL, &m->babble_at_slice, 0, INT64_MAX},
         {"escape_at_slice", NULL, NULL, &m->escape_at_slice, 0, INT64_MAX},
         {"no_memory_at_slice", NULL, NULL, &m->no_memory_at_slice, 0, INT64_MAX},

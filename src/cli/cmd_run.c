@@ -80,7 +80,9 @@ static const char help[] =
     "    --cache-dir DIR, --no-cache               the engine cache\n"
     "    --worker-memory SIZE      most memory of each worker's own, as 4GiB\n"
     "    --no-sandbox, --core-dumps                workers are confined and leave no core files; these say otherwise\n"
-    "    --arena-max SIZE, --isolation process|thread, --wait auto|block|yield|spin\n"
+    "    --isolation process|thread|strict         strict: a worker gone mad spoils no rows but its own slices', for\n"
+    "                              one copy more of each result; thread: a crash of the engine is ours\n"
+    "    --arena-max SIZE, --wait auto|block|yield|spin\n"
     "Output\n"
     "    --trace FILE              what every worker did, slice by slice, for ui.perfetto.dev or chrome://tracing\n"
     "    --json[=FILE], --dry-run (opens and checks everything, computes nothing), -v, -q\n";

@@ -331,7 +331,8 @@ static bool take_fault_option(cli_options *o, int option, const char *value, dpi
 static bool take_open_option(cli_options *o, int option, const char *value, dpi_status *status, dpi_error *error)
 {
     static const char *const precisions[] = {"model", "fp32", "tf32", "fp16", "bf16"};
-    static const char *const isolations[] = {"process", "thread"}, *const waits[] = {"auto", "block", "yield", "spin"};
+    static const char *const isolations[] = {"process", "thread", "strict"}, *const waits[] = {"auto", "block", "yield",
+                                                                                               "spin"};
     dpi_options *open = &o->open;
     int index = 0;
     uint64_t number;
@@ -354,7 +355,7 @@ static bool take_open_option(cli_options *o, int option, const char *value, dpi_
         open->precision = (dpi_precision)index;
         break;
     case OPT_ISOLATION:
-        *status = take_word("isolation", value, isolations, 2, &index, error);
+        *status = take_word("isolation", value, isolations, 3, &index, error);
         open->isolation = (dpi_isolation)index;
         break;
     case OPT_WAIT:

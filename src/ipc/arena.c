@@ -76,7 +76,8 @@ static bool arena_grow(arena *a, uint64_t bytes)
     uint64_t step = 1u << 20, size = (bytes + step - 1) / step * step;
     if (size > a->max_bytes)
         size = a->max_bytes;
-    if (ftruncate(a->fd, (off_t)size) != 0)
+    struct stat is; /* whoever has a descriptor may have made it larger than we did; nobody can make it smaller */
+    if (ftruncate(a->fd, (off_t)size) != 0 && !(fstat(a->fd, &is) == 0 && (uint64_t)is.st_size >= size))
         return false;
     a->size = size;
     return true;
@@ -94,7 +95,7 @@ static dpi_status arena_map(arena *a, const char *name, arena_access access, dpi
                                (unsigned long long)a->max_bytes);
     a->base = base;
     madvise(base, a->max_bytes, MADV_HUGEPAGE); /* advice: fewer page faults where shared memory may have huge pages */
-    int seals = F_SEAL_SHRINK;                  /* nobody can make our addresses fault */
+    int seals = F_SEAL_SHRINK | F_SEAL_SEAL;    /* nobody can make our addresses fault, or keep us from growing it */
     if (access == ARENA_CALLER_WRITES)
         seals |= F_SEAL_FUTURE_WRITE; /* the mapping above stays writable, later ones cannot be */
     if (fcntl(a->fd, F_ADD_SEALS, seals) != 0)

@@ -7,6 +7,9 @@
  *   outputs   one memfd, an arena behind the claims of all batch slots. Everybody writes.
  *   page      one memfd per worker and generation. That worker writes; the caller reads and believes nothing.
  *
+ * Strict isolation: the caller alone has *outputs*, and each worker in its place a memfd of its own in which rows stand
+ * where they would in it (*private*); couriers of the caller's bring rows and claim words to their place (mailbox.h).
+ *
  * Whatever a worker can write may hold anything at all: the caller checks each word it reads and never crashes, loops
  * or waits for ever on one.
  */
@@ -14,6 +17,7 @@
 #define DPI_IPC_LAYOUT_H
 
 #include "base/tensor.h"
+#include "ipc/mailbox.h"
 
 #include <assert.h>
 #include <stdalign.h>
@@ -52,16 +56,18 @@ enum {
     BATCH_STEAL = 1u << 1,     /* idle workers may take slices planned for others */
     BATCH_RING_EACH = 1u << 2, /* ring at every slice, not only at the last: the waiter copies results as they come */
     BATCH_UNSURE = 1u << 3,    /* `left` may have lost a step with a worker that died: each one may be the last */
+    BATCH_DEAR = 1u << 4,      /* BATCH_SHARD: rows are dear to load, and claimed ahead */
 };
 
 typedef struct layout_array {
-    uint64_t offset;             /* in the inputs or outputs arena; BATCH_SHARD: of the .csv records, else unused */
+    uint64_t offset;             /* in the inputs or outputs arena */
     uint64_t row_bytes;          /* a broadcast input: its whole size */
+    uint64_t stored_bytes;       /* an output: of a row there; BATCH_SHARD: of its record, or 0: it goes to a file */
     int64_t shape[DPI_MAX_RANK]; /* shape[0] is set per slice, except for a broadcast input */
     uint32_t rank, broadcast;
 } layout_array;
 
-static_assert(sizeof(layout_array) == 88, "layout_array: size");
+static_assert(sizeof(layout_array) == 96, "layout_array: size");
 
 typedef struct batch_desc {
     /* 0 while the caller prepares the slot; then this batch's number. Written last, read first and again after. */
@@ -141,7 +147,7 @@ static_assert(sizeof(board_worker) == 80, "board_worker: size");
 
 typedef struct control {
     uint32_t magic, version;
-    uint32_t wait_mode, reserved;
+    uint32_t wait_mode, strict; /* strict: isolation */
     uint64_t build_id;
     uint64_t input_max_bytes, output_max_bytes;
     _Atomic uint32_t shutdown;     /* leave */
@@ -153,6 +159,7 @@ typedef struct control {
     worker_control workers[LAYOUT_WORKERS];
     batch_desc batches[LAYOUT_SLOTS];
     board board;
+    outbox outboxes[LAYOUT_WORKERS]; /* strict isolation */
 } control;
 
 static_assert(offsetof(control, active) == 128, "control: active");
@@ -215,6 +222,7 @@ typedef struct worker_page {
     page_sample samples[PAGE_SAMPLES];          /* ring: sample i stands at i % PAGE_SAMPLES */
     _Atomic uint32_t latencies[PAGE_LATENCIES]; /* how many slices took so long, from claimed to delivered */
     page_failure failures[LAYOUT_SLOTS];        /* of the batch in each slot */
+    inbox inbox;                                /* `job` in every isolation, the rest in strict */
 } worker_page;
 
 #define PAGE_BYTES ((sizeof(worker_page) + 4095) / 4096 * 4096)

@@ -91,7 +91,8 @@ static void fill_arrays(const dpi_session *s, const batch *b, batch_desc *d)
     }
     for (size_t o = 0; o < s->sig.output_count; o++) {
         const batch_array *a = &b->outputs[o];
-        d->outputs[o] = (layout_array){.offset = a->offset, .row_bytes = a->row_bytes, .rank = (uint32_t)a->rank};
+        d->outputs[o] = (layout_array){
+            .offset = a->offset, .row_bytes = a->row_bytes, .stored_bytes = a->stored_bytes, .rank = (uint32_t)a->rank};
         memcpy(d->outputs[o].shape, a->shape, sizeof a->shape);
     }
 }
@@ -134,6 +135,7 @@ static dpi_status place_array(dpi_session *s, arena *in, batch_array *a, uint64_
                               dpi_error *error)
 {
     a->block = ARENA_NONE;
+    a->stored_bytes = a->row_bytes;
     uint64_t bytes = a->row_bytes * rows;
     if (shard && !bytes)
         return DPI_OK;
@@ -161,11 +163,6 @@ static dpi_status place(dpi_session *s, batch *b, dpi_error *error)
             b->outputs[o].view = false; /* written in place, the caller's to free */
     }
     return status;
-}
-
-static void ring_worker(dpi_session *s, size_t w)
-{
-    bell_ring(&s->control->workers[w].bell, &s->workers[w].page->sleeping);
 }
 
 static uint64_t copy_slice(dpi_session *s, batch *b, const batch_desc *d, size_t w, uint32_t slice)
@@ -208,7 +205,7 @@ static void publish(dpi_session *s, batch *b)
             /* The first, so that it begins, and the last, for it may have gone to sleep in between. */
             bool is_last = slice + 1 == atomic_load_explicit(&d->first_slice[w + 1], memory_order_relaxed);
             if (copies || turn == 0 || is_last)
-                ring_worker(s, w);
+                session_ring_claimer(s, w);
         }
     }
     if (copies) {
@@ -415,10 +412,10 @@ dpi_status batch_submit_chunk(dpi_session *s, const shard_chunk *chunk, dpi_tick
     claims *c = batch_claims(s, slot);
     for (uint32_t i = 0; i < b->slice_count; i++) /* T1 publish */
         claim_publish(&c->word[i], (claim){.sequence = b->sequence, .state = CLAIM_FREE});
-    enter_slot(s, b, slot, BATCH_SHARD);
+    enter_slot(s, b, slot, BATCH_SHARD | (chunk->dear ? BATCH_DEAR : 0));
     add_ticket(s, b, ticket);
     pthread_mutex_unlock(&s->lock);
     for (size_t w = 0; w < s->count; w++)
-        ring_worker(s, w);
+        session_ring_claimer(s, w);
     return DPI_OK;
 }

@@ -8,6 +8,7 @@
 typedef struct batch_array {
     uint64_t offset, block;       /* in its arena; block: to be freed by us, ARENA_NONE for the user's or nobody's */
     size_t row_bytes, user_block; /* user_block: index + 1 of the dpi_alloc block that holds it, 0 for none */
+    size_t stored_bytes;          /* of a row in the arena: row_bytes, or those of a run's record */
     int rank;
     int64_t shape[DPI_MAX_RANK];
     void *plain; /* the caller's memory that it is copied from or to, NULL where it is in the arena already */

@@ -124,7 +124,7 @@ dpi_status batch_wait(dpi_session *s, dpi_ticket ticket, int64_t deadline_ns, bo
                             : DPI_OK;
     if (!status && outputs)
         describe_outputs(s, b, outputs, output_count);
-    if (status || abandon || !has_views(b))
+    if ((status && !b->shard) || abandon || !has_views(b)) /* of a chunk that fails some rows are worth keeping */
         batch_unlink(s, b);
     sweep(s);
     pthread_mutex_unlock(&s->lock);

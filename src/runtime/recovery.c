@@ -4,6 +4,7 @@
 #include "base/text.h"
 #include "ipc/trial.h"
 #include "runtime/batch.h"
+#include "runtime/courier.h"
 #include "runtime/events.h"
 
 #include <stdlib.h>
@@ -86,7 +87,7 @@ static void ring_waiters(dpi_session *s, const batch *b)
 static void ring_workers(dpi_session *s)
 {
     for (size_t w = 0; w < s->count; w++)
-        bell_ring(&s->control->workers[w].bell, &s->workers[w].page->sleeping);
+        session_ring_claimer(s, w);
 }
 
 /* A word that only we move, or whose worker is dead. Under the lock. */
@@ -363,7 +364,7 @@ static void ask_trial(dpi_session *s, const suspect *x, size_t w, const row_rang
     r->on = r->probation = w;
     r->range = *range;
     trial_ask(&s->control->trial, ++r->number, &order);
-    bell_ring(&s->control->workers[w].bell, &s->workers[w].page->sleeping);
+    session_ring_worker(s, w);
 }
 
 /* The row of the user's that row `row` of a batch is. */
@@ -467,9 +468,10 @@ static void trial_succeeded(dpi_session *s)
     finish_first(s, CLAIM_DONE, (uint32_t)r->on);
 }
 
-/* Words that workers have made SUSPECT themselves (the engine refused the slice). */
-static void adopt_suspects(dpi_session *s, size_t w, const char *reason)
+void recovery_suspects(dpi_session *s, size_t w, const char *reason)
 {
+    if (!get(s))
+        return;
     char text[640];
     snprintf(text, sizeof text, "%s: %s", s->devices.items[w].name, reason);
     bool freed = false;
@@ -497,6 +499,18 @@ static void adopt_suspects(dpi_session *s, size_t w, const char *reason)
         ring_workers(s);
 }
 
+/* The rows of a trial, to their place. Their batch stays in flight meanwhile: its word is SUSPECT, and only we move it.
+ */
+static bool bring_trial(dpi_session *s, size_t w, dpi_error *error)
+{
+    const suspect *x = s->recovery->first;
+    const row_range *range = &s->recovery->range;
+    pthread_mutex_lock(&s->lock);
+    bool in_flight = batch_of(s, x) != NULL;
+    pthread_mutex_unlock(&s->lock);
+    return !in_flight || courier_bring(s, w, (uint32_t)x->slot, range->first, range->rows, error) == DPI_OK;
+}
+
 void recovery_message(dpi_session *s, size_t w, const json_t *message)
 {
     recovery *r = get(s);
@@ -504,11 +518,14 @@ void recovery_message(dpi_session *s, size_t w, const json_t *message)
     if (!r)
         return;
     if (json_object_get(message, "suspect")) {
-        adopt_suspects(s, w, failed ? failed : "a slice failed");
+        recovery_suspects(s, w, failed ? failed : "a slice failed");
     } else if (r->running && r->on == w &&
                (uint64_t)json_integer_value(json_object_get(message, "trial")) == r->number) {
-        char reason[640];
-        snprintf(reason, sizeof reason, "%s: %s", s->devices.items[w].name, failed ? failed : "");
+        char reason[sizeof((death *)0)->reason];
+        dpi_error error;
+        if (!failed && s->strict && !bring_trial(s, w, &error))
+            failed = error.message;
+        snprintf(reason, sizeof reason, "%s: %.400s", s->devices.items[w].name, failed ? failed : "");
         pthread_mutex_lock(&s->lock);
         end_trial(s);
         if (failed)
@@ -573,7 +590,7 @@ void recovery_bad_rows(dpi_session *s, size_t w, const json_t *message)
     if (!good)
         atomic_store_explicit(&c->refused, number, memory_order_relaxed);
     atomic_store_explicit(&c->heard, number, memory_order_release); /* pairs with await_heard */
-    bell_ring(&c->bell, &s->workers[w].page->sleeping);
+    session_ring_worker(s, w);
 }
 
 /* ---- going on --------------------------------------------------------------------------------------------------- */

@@ -27,6 +27,8 @@ typedef struct death {
 bool recovery_death(dpi_session *s, size_t w, const death *d);
 /* A trial's answer, or word of a suspect, from worker w. */
 void recovery_message(dpi_session *s, size_t w, const json_t *message);
+/* Words of worker w have been made SUSPECT because its engine refused the slice, for this reason. */
+void recovery_suspects(dpi_session *s, size_t w, const char *reason);
 /* Worker w tells of rows that it could not have (worker_bad.c): notes them, or the batch fails for them, and answers.
  */
 void recovery_bad_rows(dpi_session *s, size_t w, const json_t *message);

@@ -1,6 +1,7 @@
 /* dpi_run: a data set in chunks of slices; the workers read the sources and write the sinks. */
 #include "runtime/run.h"
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/text.h"
 #include "data/spool.h"
 #include "runtime/batch.h"
@@ -10,7 +11,9 @@
 #include <unistd.h>
 
 #define CHUNK_SLICES  4096
-#define CHUNK_RECORDS (1u << 20) /* rows of a chunk whose text records wait in memory */
+#define CHUNK_RECORDS (1u << 20)  /* rows of a chunk whose text records wait in memory */
+#define CHUNK_BYTES   (32u << 20) /* strict isolation: of a chunk's rows, which wait in memory */
+#define CHUNK_ROUNDS  4           /* strict isolation: at least so many slices for each worker */
 #define WRITE_BACK_NS 200000000
 
 /* ---- sources and sinks ------------------------------------------------------------------------------------------ */
@@ -233,15 +236,20 @@ static dpi_status open_sink(run *r, const char *const *specs, size_t o, dpi_erro
 
 static dpi_status open_sinks(run *r, dpi_error *error)
 {
+    const dpi_session *s = r->s;
     const char *specs[PORT_MAX] = {NULL};
     dpi_status status = match_sinks(r, specs, error);
-    for (size_t o = 0; o < r->s->sig.output_count && !status; o++) {
+    for (size_t o = 0; o < s->sig.output_count && !status; o++) {
         status = open_sink(r, specs, o, error);
         if (status)
             break;
         r->record_bytes[o] = sink_record_bytes(r->sinks[o]);
         r->has_text |= sink_is_text(r->sinks[o]);
+        if (s->strict && sink_fd(r->sinks[o]) >= 0 &&
+            !shape_row_bytes(s->sig.outputs[o].dtype, r->out[o], s->sig.outputs[o].rank, &r->record_bytes[o]))
+            status = error_set(error, DPI_E_MODEL, "the output %s has rows of no size", s->sig.outputs[o].name);
     }
+    r->in_order = r->has_text || s->strict;
     return status;
 }
 
@@ -269,21 +277,24 @@ static dpi_status tell_workers(run *r, dpi_error *error)
     dpi_session *s = r->s;
     int fds[CHANNEL_MAX_FDS];
     size_t fd_count = 0;
+    r->dear = false;
     json_t *sources = json_array(), *sinks = json_array();
     for (size_t i = 0; i < s->sig.input_count; i++) {
         json_t *one = json_object();
         if (r->sources[i]) {
             json_object_set_new(one, "spec", json_string(source_worker_spec(r->sources[i])));
             json_object_set_new(one, "dear", json_boolean(source_is_dear(r->sources[i])));
+            r->dear |= source_is_dear(r->sources[i]);
             add_fd(one, "fd", source_fd(r->sources[i]), fds, &fd_count);
             add_fd(one, "spool", source_spool_fd(r->sources[i]), fds, &fd_count);
         }
         json_array_append_new(sources, one);
     }
     for (size_t o = 0; o < s->sig.output_count; o++) {
-        json_t *one = json_pack("{s:I, s:i, s:s}", "data_offset", (json_int_t)sink_data_offset(r->sinks[o]), "top",
-                                (int)(r->record_bytes[o] / sizeof(sink_top)), "name", sink_spec(r->sinks[o]));
-        if (one)
+        json_t *one = json_pack("{s:I, s:i, s:b, s:s}", "data_offset", (json_int_t)sink_data_offset(r->sinks[o]), "top",
+                                (int)(sink_record_bytes(r->sinks[o]) / sizeof(sink_top)), "in_arena",
+                                s->strict && sink_fd(r->sinks[o]) >= 0, "name", sink_spec(r->sinks[o]));
+        if (one && !s->strict)
             add_fd(one, "fd", sink_fd(r->sinks[o]), fds, &fd_count);
         json_array_append_new(sinks, one ? one : json_object());
     }
@@ -342,28 +353,41 @@ static dpi_status submit_chunk(run *r, run_chunk *to, dpi_error *error)
                          .result_row = to->at,
                          .input_shapes = (const int64_t(*)[DPI_MAX_RANK])r->in,
                          .output_shapes = (const int64_t(*)[DPI_MAX_RANK])r->out,
-                         .record_bytes = r->record_bytes};
+                         .record_bytes = r->record_bytes,
+                         .dear = r->dear};
     dpi_status status = batch_submit_chunk(r->s, &chunk, &to->ticket, error);
     if (!status)
         batch_where(r->s, to->ticket, &to->slot, &to->sequence);
     return status;
 }
 
-/* Formats rows up to row `end` of the result, which stand in `chunk`. */
-static dpi_status format_up_to(run *r, const run_chunk *chunk, uint64_t end, dpi_error *error)
+/* Rows of the result from row r->written on. */
+static dpi_status write_rows(run *r, size_t o, const char *records, uint64_t rows, dpi_error *error)
+{
+    sink *to = r->sinks[o];
+    if (sink_is_text(to))
+        return sink_write_records(to, r->first_row + r->written, (const sink_top *)(const void *)records, rows, error);
+    return file_write_at(sink_fd(to), records, rows * r->record_bytes[o],
+                         sink_data_offset(to) + r->written * r->record_bytes[o], sink_part(to), error);
+}
+
+/* Writes rows up to row `end` of the result, which stand in `chunk`. */
+static dpi_status write_up_to(run *r, const run_chunk *chunk, uint64_t end, dpi_error *error)
 {
     dpi_status status = DPI_OK;
-    if (end <= r->formatted || r->formatted < chunk->at) /* the latter: rows before are missing, their chunk failed */
+    row_range gap;
+    if (r->written < chunk->at && row_set_next_gap(&r->todo_without, r->written, r->rows, &gap) &&
+        gap.begin == chunk->at)
+        r->written = chunk->at;                      /* an earlier run has written what is between */
+    if (end <= r->written || r->written < chunk->at) /* the latter: rows before are missing, their chunk failed */
         return DPI_OK;
-    uint64_t skip = r->formatted - chunk->at;
+    uint64_t skip = r->written - chunk->at;
     for (size_t o = 0; o < r->s->sig.output_count && !status; o++) {
         const char *records = r->record_bytes[o] ? batch_records(r->s, chunk->ticket, o) : NULL;
         if (records)
-            status = sink_write_records(r->sinks[o], r->first_row + r->formatted,
-                                        (const sink_top *)(const void *)(records + skip * r->record_bytes[o]),
-                                        end - r->formatted, error);
+            status = write_rows(r, o, records + skip * r->record_bytes[o], end - r->written, error);
     }
-    r->formatted = status ? r->formatted : end;
+    r->written = status ? r->written : end;
     return status;
 }
 
@@ -378,7 +402,7 @@ static uint32_t slices_of(const run *r, const run_chunk *chunk)
     return (uint32_t)((chunk->rows + r->s->max_rows - 1) / r->s->max_rows);
 }
 
-dpi_status run_format(run *r, dpi_error *error)
+dpi_status run_write(run *r, dpi_error *error)
 {
     if (!r->in_flight)
         return DPI_OK;
@@ -386,7 +410,7 @@ dpi_status run_format(run *r, dpi_error *error)
     uint32_t leading = 0;
     batch_done_slices(r->s, chunk->slot, chunk->sequence, slices_of(r, chunk), only_leading, &leading, NULL);
     uint64_t rows = (uint64_t)leading * r->s->max_rows;
-    return format_up_to(r, chunk, chunk->at + (rows < chunk->rows ? rows : chunk->rows), error);
+    return write_up_to(r, chunk, chunk->at + (rows < chunk->rows ? rows : chunk->rows), error);
 }
 
 /* Lets the disk work beside the devices. Not too often: a page that is written to again goes to disk again. */
@@ -450,11 +474,12 @@ static dpi_status finish_chunk(run *r, dpi_error *error)
     }
     r->bad_rows |= waited == DPI_BAD_ROWS;
     waited = waited == DPI_BAD_ROWS ? DPI_OK : waited;
-    if (!waited && !status && r->has_text)
-        status = format_up_to(r, chunk, chunk->at + chunk->rows, error);
-    if (!waited && r->has_text)
-        batch_release(r->s, chunk->ticket, NULL);
-    if (!waited && !status && !r->has_text && r->lead >= 0)
+    if (!waited && !status && r->in_order)
+        status = write_up_to(r, chunk, chunk->at + chunk->rows, error);
+    if (waited && !status && r->in_order)
+        run_write(r, &later);                 /* what it has brought before it failed */
+    batch_release(r->s, chunk->ticket, NULL); /* where it has no rows in the arena it is released already */
+    if (!waited && !status && !r->in_order && r->lead >= 0)
         status = run_note_done(r, chunk->at, chunk->at + chunk->rows, error);
     if (waited)
         run_note_chunk(r, chunk, &later);
@@ -516,6 +541,20 @@ static void show_run(const run *r, uint64_t rows)
     atomic_store_explicit(&b->run_rows, rows, memory_order_relaxed);
 }
 
+/* What goes through the arena is bounded, but for enough slices to keep all devices busy. */
+static uint64_t slices_of_chunk(const run *r)
+{
+    const dpi_session *s = r->s;
+    uint64_t bytes = 0, slices = CHUNK_SLICES, least = s->strict ? CHUNK_ROUNDS * s->count : 1;
+    for (size_t o = 0; o < s->sig.output_count; o++)
+        bytes += r->record_bytes[o] * s->max_rows;
+    if (r->has_text && CHUNK_RECORDS / s->max_rows < slices)
+        slices = CHUNK_RECORDS / s->max_rows;
+    if (s->strict && bytes && CHUNK_BYTES / bytes < slices)
+        slices = CHUNK_BYTES / bytes;
+    return slices > least ? slices : least;
+}
+
 static dpi_status run_all(run *r, dpi_error *error)
 {
     dpi_status status = open_sources(r, error);
@@ -527,9 +566,7 @@ static dpi_status run_all(run *r, dpi_error *error)
         status = run_begin_sinks(r, error);
     if (status)
         return status;
-    uint64_t slices =
-        r->has_text && CHUNK_RECORDS / r->s->max_rows < CHUNK_SLICES ? CHUNK_RECORDS / r->s->max_rows : CHUNK_SLICES;
-    r->chunk_rows = (slices ? slices : 1) * r->s->max_rows;
+    r->chunk_rows = slices_of_chunk(r) * r->s->max_rows;
     r->base_rows = calloc(LAYOUT_WORKERS, sizeof *r->base_rows); /* devices may be added */
     r->worker_rows = calloc(LAYOUT_WORKERS, sizeof *r->worker_rows);
     if (!r->base_rows || !r->worker_rows)

@@ -30,14 +30,15 @@ typedef struct run {
     bool stdin_taken;
     uint64_t first_row, rows, chunk_rows;
     uint32_t job;
-    bool has_text;
+    bool has_text, dear; /* dear: a source's rows are to load */
+    bool in_order; /* rows come through the outputs arena and are written here, in order: text, or strict isolation */
     int64_t began_ns, shown_ns, written_back_ns;
     uint64_t *base_rows, *worker_rows; /* rows of each worker before the run, and since */
     bool cancelled, bad_rows;
 
     run_chunk chunks[CHUNKS_IN_FLIGHT]; /* a ring, in order of rows */
     size_t head, in_flight;
-    uint64_t formatted; /* rows of text sinks that are formatted: all before it */
+    uint64_t written; /* in_order: all rows before it are in the sinks */
 
     /* ---- run_journal.c ---- */
     journal *journals[PORT_MAX]; /* one for each sink with a file; the first is the one with the records */
@@ -70,8 +71,8 @@ dpi_status run_record(run *r, bool now, dpi_error *error);
 dpi_status run_finish_sinks(run *r, dpi_error *error);
 /* Closes sinks and journals; keeps them where the same command can go on, and says so in `error`. */
 void run_close_sinks(run *r, dpi_status status, dpi_error *error);
-/* Formats the leading finished rows of the first chunk in flight for text sinks. run.c */
-dpi_status run_format(run *r, dpi_error *error);
+/* in_order: writes the leading finished rows of the first chunk in flight to the sinks. run.c */
+dpi_status run_write(run *r, dpi_error *error);
 
 /* ---- batch_done.c ---- */
 /* Where the words of a chunk stand. */

@@ -239,7 +239,6 @@ static dpi_status go_on(run *r, dpi_error *error)
         if (r->journals[o])
             status = journal_go_on(r->journals[o], error);
     r->resumed_rows = r->recorded_rows = status ? 0 : row_set_rows(&r->done);
-    r->formatted = r->has_text ? r->resumed_rows : 0;
     r->started = r->resumed_rows > 0;
     return status;
 }
@@ -361,7 +360,7 @@ dpi_status run_note_chunk(run *r, const run_chunk *chunk, dpi_error *error)
 {
     look l = {.r = r, .chunk = chunk};
     uint64_t slices = (chunk->rows + r->s->max_rows - 1) / r->s->max_rows;
-    if (r->lead >= 0 && !r->has_text)
+    if (r->lead >= 0 && !r->in_order)
         batch_done_slices(r->s, chunk->slot, chunk->sequence, (uint32_t)slices, note_slices, &l, NULL);
     return l.failed ? error_set(error, DPI_E_SYSTEM, "out of memory") : DPI_OK;
 }
@@ -416,11 +415,11 @@ static dpi_status record(run *r, dpi_error *error)
 {
     uint64_t text[PORT_MAX] = {0};
     dpi_status status = DPI_OK;
-    if (r->has_text) {
+    if (r->in_order) {
         r->fresh.count = 0;
-        status = run_format(r, error);
-        if (!status)
-            status = run_note_done(r, 0, r->formatted, error);
+        status = run_write(r, error);
+        if (!status && r->written)
+            status = run_note_done(r, 0, r->written, error);
     } else
         status = note_chunks(r, error);
     if (status)

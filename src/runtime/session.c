@@ -49,7 +49,7 @@ static dpi_status check_options(const dpi_options *o, dpi_error *error)
         return error_set(error, DPI_E_ARGUMENT, "a batch of %zu rows per device is too large", o->batch);
     if (o->queue_depth > LAYOUT_SLOTS)
         return error_set(error, DPI_E_ARGUMENT, "queue_depth is at most %d", LAYOUT_SLOTS);
-    if (o->isolation > DPI_ISOLATION_THREAD || o->wait_mode > DPI_WAIT_SPIN || o->precision > DPI_PRECISION_BF16 ||
+    if (o->isolation > DPI_ISOLATION_STRICT || o->wait_mode > DPI_WAIT_SPIN || o->precision > DPI_PRECISION_BF16 ||
         o->on_bad_row > DPI_BAD_ROW_SKIP)
         return error_set(error, DPI_E_ARGUMENT,
                          "isolation, wait_mode, precision or on_bad_row is not one of the values");
@@ -292,8 +292,8 @@ static dpi_status make_memory(dpi_session *s, const dpi_options *o, uint64_t mac
         status = arena_create("dpinfer-inputs", max, 0, o->producers ? ARENA_PRODUCERS_WRITE : ARENA_CALLER_WRITES,
                               &s->inputs, error);
     if (!status)
-        status = arena_create("dpinfer-outputs", LAYOUT_CLAIMS_BYTES + max, LAYOUT_CLAIMS_BYTES, ARENA_ALL_WRITE,
-                              &s->outputs, error);
+        status = arena_create("dpinfer-outputs", LAYOUT_CLAIMS_BYTES + max, LAYOUT_CLAIMS_BYTES,
+                              s->strict ? ARENA_CALLER_WRITES : ARENA_ALL_WRITE, &s->outputs, error);
     if (status)
         return status;
     s->control = arena_at(s->control_arena, 0);
@@ -303,6 +303,7 @@ static dpi_status make_memory(dpi_session *s, const dpi_options *o, uint64_t mac
     s->control->input_max_bytes = arena_max(s->inputs);
     s->control->output_max_bytes = arena_max(s->outputs);
     s->control->on_bad_row = (uint32_t)s->on_bad_row;
+    s->control->strict = s->strict;
     fill_board(s, o);
     s->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (s->event_fd < 0)
@@ -335,7 +336,8 @@ static void choose_waiting(dpi_session *s, const dpi_options *o, const topology 
     size_t worker_cpus = 0;
     for (size_t w = 0; w < s->count; w++)
         worker_cpus += s->devices.items[w].cpu_count;
-    bool room = worker_cpus && worker_cpus < machine->cpu_count && machine->quota <= 0;
+    size_t couriers = s->strict ? s->count : 0;
+    bool room = worker_cpus && worker_cpus + couriers < machine->cpu_count && machine->quota <= 0;
     dpi_wait_mode mode = o->wait_mode;
     uint32_t spin_us = 2000;
     if (mode == DPI_WAIT_AUTO) {
@@ -353,6 +355,7 @@ static void keep_options(dpi_session *s, const dpi_options *o)
         (logger){.sink = o->log, .context = o->log_context, .level = o->log_level ? o->log_level : DPI_LOG_WARNING};
     s->isolation = o->isolation;
     s->in_caller = o->isolation == DPI_ISOLATION_THREAD;
+    s->strict = o->isolation == DPI_ISOLATION_STRICT;
     s->max_rows = o->batch == DPI_BATCH_AUTO ? BEST_ROWS_MOST : o->batch ? o->batch : DEFAULT_BATCH;
     s->queue_depth = o->queue_depth ? o->queue_depth : DEFAULT_QUEUE;
     s->compile_timeout_ms = o->compile_timeout_ms ? o->compile_timeout_ms : DEFAULT_COMPILE_MS;
@@ -682,8 +685,8 @@ void session_close(dpi_session *s)
         free(k->last_death);
         if (k->page)
             munmap(k->page, k->page_bytes);
-        int fds[] = {k->socket, k->page_fd, k->log_pipe};
-        for (size_t i = 0; i < 3; i++)
+        int fds[] = {k->socket, k->page_fd, k->private_fd, k->log_pipe};
+        for (size_t i = 0; i < 4; i++)
             if (fds[i] >= 0)
                 close(fds[i]);
     }

@@ -53,6 +53,7 @@ typedef struct session_worker {
     int64_t mute_ns;           /* since when its socket is closed, or spoilt; 0: it is not */
     char *last_death;          /* malloc'd */
     child process;
+    struct courier *courier; /* strict isolation: of this generation; NULL: none (courier.h) */
     int log_pipe;
     char log_part[2048]; /* an unfinished line */
     size_t log_part_length;
@@ -69,6 +70,7 @@ typedef struct session_worker {
     int page_fd;
     worker_page *page; /* one after another all its generations write to it */
     size_t page_bytes;
+    int private_fd; /* strict isolation: the memory that its rows stand in; -1: none. All generations write to it */
     trace_ring *_Atomic trace; /* behind it; NULL: there is no page yet, or no trace. Pairs with look() in tracer.c */
     pthread_t thread;          /* isolation=thread */
     bool thread_runs;
@@ -140,7 +142,7 @@ struct dpi_session {
     bool is_broadcast[PORT_MAX];
     size_t batch_input_count; /* inputs that are not broadcast */
     size_t max_rows, fixed_rows;
-    bool in_caller, deterministic, has_producers;
+    bool in_caller, strict, deterministic, has_producers; /* the first two: isolation */
     size_t total_rows; /* total_batch_size: a fixed split into even shares, also of a short round; 0: it is not */
     size_t queue_depth;
     bell_patience patience;
@@ -212,6 +214,21 @@ struct dpi_session {
 
 #define SESSION_MEMOS 16
 
+/* Wakes worker w: there is mail, a trial or an end for it. */
+static inline void session_ring_worker(const dpi_session *s, size_t w)
+{
+    bell_ring(&s->control->workers[w].bell, &s->workers[w].page->sleeping);
+}
+
+/* Wakes whoever claims slices for worker w: in strict isolation its courier. */
+static inline void session_ring_claimer(const dpi_session *s, size_t w)
+{
+    if (s->strict)
+        bell_ring(&s->workers[w].page->inbox.bell, &s->control->outboxes[w].sleeping);
+    else
+        session_ring_worker(s, w);
+}
+
 /* ---- session.c ---- */
 dpi_status session_open(const dpi_options *options, dpi_session **out, dpi_error *error);
 void session_close(dpi_session *s);
@@ -271,15 +288,17 @@ dpi_status block_free(dpi_session *s, void *memory, dpi_error *error);
 void batch_free_all(dpi_session *s);
 
 /* A chunk of a run: `rows` rows from source row first_row on, to the sinks from result_row on, by job `job`.
- * records[o] > 0: bytes per row of output o's .csv records. Waits for a free slot. */
+ * record_bytes[o] > 0: of a row of output o in the outputs arena, else it goes to a file. `dear`: some source's rows
+ * are. Waits for a free slot. */
 typedef struct shard_chunk {
     uint32_t job;
     uint64_t rows, first_row, result_row;
     const int64_t (*input_shapes)[DPI_MAX_RANK], (*output_shapes)[DPI_MAX_RANK]; /* complete but for axis 0 */
     const size_t *record_bytes;
+    bool dear;
 } shard_chunk;
 dpi_status batch_submit_chunk(dpi_session *s, const shard_chunk *chunk, dpi_ticket *ticket, dpi_error *error);
-/* Records of output o of a finished chunk, until batch_release. */
+/* Records of output o of a finished chunk, also of one that has failed, until batch_release. */
 const void *batch_records(dpi_session *s, dpi_ticket ticket, size_t output);
 
 /* ---- inline.c ---- */

@@ -24,7 +24,7 @@ static dpi_status post(dpi_session *s, size_t w, json_t *question, const int *fd
         return status;
     k->owes_ns = limit_ns;
     atomic_fetch_add(&s->control->workers[w].mail, 1);
-    bell_ring(&s->control->workers[w].bell, &k->page->sleeping);
+    session_ring_worker(s, w);
     return DPI_OK;
 }
 

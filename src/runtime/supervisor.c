@@ -4,6 +4,7 @@
 
 #include "base/clock.h"
 #include "runtime/batch.h"
+#include "runtime/courier.h"
 #include "runtime/events.h"
 #include "runtime/recovery.h"
 
@@ -249,7 +250,7 @@ static int64_t idle_limit_ns(const dpi_session *s)
 static void check_idle(dpi_session *s, size_t w, int64_t now)
 {
     session_worker *k = &s->workers[w];
-    if (atomic_load(&k->page->busy_since_ns)) {
+    if (atomic_load(&k->page->busy_since_ns) || courier_is_copying(s, w)) {
         k->quiet_ns = 0;
         return;
     }
@@ -429,6 +430,7 @@ static void leave(dpi_session *s)
     supervisor_kill_all(s);
     for (size_t w = 0; w < s->seats; w++) {
         session_worker *k = &s->workers[w];
+        courier_stop(s, w);
         if (k->thread_runs)
             pthread_join(k->thread, NULL);
         if (k->in_process) {
@@ -437,6 +439,21 @@ static void leave(dpi_session *s)
             free(k->in_process);
         }
     }
+}
+
+/* Strict isolation: what the courier of a worker has found. */
+static void look_at_courier(dpi_session *s, size_t w)
+{
+    char reason[MAILBOX_REASON];
+    if (courier_suspects(s, w, reason)) {
+        recovery_suspects(s, w, reason);
+        recovery_step(s);
+    }
+    if (courier_breach(s, w) && !s->workers[w].ended && !atomic_load(&s->failed))
+        supervisor_end_worker(s, w,
+                              &(ending){.signal_number = -1,
+                                        .exit_code = -1,
+                                        .why = "reported what it had not been given and was ended"});
 }
 
 /* How long the thread may sleep: a tick, or until a worker is to be started again. */
@@ -475,6 +492,8 @@ static void *supervisor_main(void *argument)
         for (size_t w = 0; w < seats; w++)
             if (fds[1 + 3 * w].revents || fds[2 + 3 * w].revents || fds[3 + 3 * w].revents)
                 look_at_worker(s, w);
+        for (size_t w = 0; w < seats && s->strict; w++)
+            look_at_courier(s, w);
         tick(s, &last_ns);
         supervisor_change(s);
         supervisor_restart_due(s);

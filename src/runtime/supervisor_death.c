@@ -2,6 +2,7 @@
 #include "base/clock.h"
 #include "data/sigbus.h"
 #include "runtime/batch.h"
+#include "runtime/courier.h"
 #include "runtime/events.h"
 #include "runtime/recovery.h"
 #include "runtime/supervisor.h"
@@ -112,6 +113,8 @@ void supervisor_fail(dpi_session *s, const dpi_error *error)
     if (atomic_load(&s->failed))
         return;
     supervisor_kill_all(s);
+    for (size_t w = 0; w < s->seats; w++)
+        courier_stop(s, w);
     pthread_mutex_lock(&s->lock);
     s->failure = *error;
     s->state = SESSION_FAILED;
@@ -235,6 +238,7 @@ void supervisor_plan_restart(dpi_session *s, size_t w, bool explained, const cha
 void supervisor_bury(dpi_session *s, size_t w, bool died)
 {
     session_worker *k = &s->workers[w];
+    courier_stop(s, w); /* what it has reported comes first */
     supervisor_read_log(s, w);
     pthread_mutex_lock(&s->lock);
     k->ready = false;

@@ -1,5 +1,6 @@
 /* Starting workers, the first time and again after a death. */
 #include "base/clock.h"
+#include "runtime/courier.h"
 #include "runtime/supervisor.h"
 
 #include <errno.h>
@@ -51,13 +52,13 @@ static dpi_status start_process(dpi_session *s, size_t w, int socket, dpi_error 
         return error_set_errno(error, DPI_E_SYSTEM, errno, "cannot make a pipe");
     k->log_pipe = log_fds[0];
     fcntl(k->log_pipe, F_SETFL, O_NONBLOCK);
-    int null_fd = s->model_fd >= 0 ? -1 : open("/dev/null", O_RDONLY | O_CLOEXEC);
+    int null_fd = s->model_fd >= 0 && !s->strict ? -1 : open("/dev/null", O_RDONLY | O_CLOEXEC);
     const int fds[] = {socket,
                        arena_fd(s->control_arena),
                        arena_fd(s->inputs),
-                       arena_fd(s->outputs),
+                       s->strict ? k->private_fd : arena_fd(s->outputs),
                        k->page_fd,
-                       s->event_fd,
+                       s->strict ? null_fd : s->event_fd, /* it is the courier who tells event loops */
                        s->model_fd >= 0 ? s->model_fd : null_fd};
     char parent[24], index[24], generation[24];
     snprintf(parent, sizeof parent, "%d", (int)getpid());
@@ -85,6 +86,7 @@ static dpi_status make_page(const dpi_session *s, session_worker *k, dpi_error *
         atomic_store(&k->page->sleeping, 0);
         atomic_store(&k->page->busy_since_ns, 0);
         atomic_store(&k->page->trial, 0);
+        atomic_store(&k->page->inbox.job, 0);
         __atomic_store_n(&k->page->sigbus_source, 0, __ATOMIC_RELAXED);
         return DPI_OK;
     }
@@ -93,7 +95,7 @@ static dpi_status make_page(const dpi_session *s, session_worker *k, dpi_error *
     if (k->page_fd < 0 || ftruncate(k->page_fd, (off_t)k->page_bytes) != 0)
         return error_set_errno(error, DPI_E_SYSTEM, errno, "cannot make a worker's page");
     void *page = mmap(NULL, k->page_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, k->page_fd, 0);
-    fcntl(k->page_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
+    fcntl(k->page_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
     if (page == MAP_FAILED)
         return error_set_errno(error, DPI_E_SYSTEM, errno, "cannot map a worker's page");
     k->page = page;
@@ -105,7 +107,7 @@ static dpi_status make_page(const dpi_session *s, session_worker *k, dpi_error *
 
 void supervisor_set_up(session_worker *k)
 {
-    k->socket = k->log_pipe = k->page_fd = k->process.pidfd = -1;
+    k->socket = k->log_pipe = k->page_fd = k->private_fd = k->process.pidfd = -1;
     k->process.pid = -1;
     k->ended = true;
 }
@@ -152,9 +154,11 @@ dpi_status supervisor_start_worker(dpi_session *s, size_t w, dpi_error *error)
     k->cpu_seen_ns = k->cpu_moved_ns = 0;
     k->spawned_ns = k->heartbeat_ns = clock_now_ns();
     json_t *message = setup_to_json(&s->setups[w]);
-    if (!message)
+    if (s->strict)
+        status = courier_start(s, w, error);
+    if (!status && !message)
         status = error_set(error, DPI_E_ARGUMENT, "an option or a path is not valid UTF-8");
-    else
+    else if (!status)
         status = channel_send(pair[0], message, NULL, 0, clock_now_ns() + 1000000000, error);
     json_decref(message);
     if (!status)
@@ -168,7 +172,7 @@ void supervisor_admit(dpi_session *s, size_t w)
 {
     worker_control *c = &s->control->workers[w];
     atomic_store_explicit(&c->admitted, s->workers[w].generation, memory_order_release); /* pairs with worker_loop */
-    bell_ring(&c->bell, &s->workers[w].page->sleeping);
+    session_ring_claimer(s, w);
 }
 
 void supervisor_dismiss(dpi_session *s, size_t w)

@@ -36,6 +36,7 @@ typedef struct flight {
     bool stolen;
     size_t rows, call_rows; /* of the slice; of the engine call (more when padded) */
     uint64_t first_row;     /* within the batch */
+    uint64_t assignment;    /* strict isolation: its number */
     backend_call call;
     backend_array inputs[PORT_MAX], outputs[PORT_MAX];
     scratch in[PORT_MAX], out[PORT_MAX];
@@ -63,7 +64,9 @@ typedef struct slot_cursor {
 typedef struct worker {
     uint32_t index, generation;
     const control *control;
-    unsigned char *inputs, *outputs; /* the arenas; outputs begins with the claims */
+    unsigned char *inputs, *outputs; /* the arenas; outputs begins with the claims. Strict isolation: private memory */
+    const outbox *outbox;            /* strict isolation: where assignments come from; NULL: claims slices itself */
+    uint64_t assigned;               /* how many of those were taken */
     worker_page *page;
     trace_ring *trace;                              /* NULL: nobody wants to know */
     uint64_t inputs_registered, outputs_registered; /* how far the engine was told of the arenas' memory */
@@ -120,10 +123,10 @@ static inline claims *worker_claims(const worker *w, uint32_t slot)
 
 /* ---- slices (worker_slice.c) ---- */
 
-/* Finds a slice that this worker may compute and moves its claim to RUNNING; false when there is none now. `ahead`: one
- * whose rows are dear to load, while there is enough left for all; else one whose rows are not. When some
- * may become fit to be stolen later, *look_again_ns is when (CLOCK_NEVER otherwise). */
-bool worker_claim(worker *w, flight *f, bool ahead, int64_t *look_again_ns);
+/* Finds a slice that this worker may compute and moves its claim to RUNNING; false when there is none now. `dear`: one
+ * whose rows are dear to load; else one whose rows are not. `spare`: it will have to wait, so only while there is
+ * enough left for all. When some may become fit to be stolen later, *look_again_ns is when (CLOCK_NEVER otherwise). */
+bool worker_claim(worker *w, flight *f, bool dear, bool spare, int64_t *look_again_ns);
 /* Finds out which rows of its batch slice f->slice is. */
 void worker_find_rows(const worker *w, flight *f);
 /* Points the call's arrays at the flight's rows: in place where possible, else through scratch. */
@@ -137,8 +140,11 @@ dpi_status worker_prepare_outputs(worker *w, flight *f, dpi_error *error);
 void worker_void_row(const worker *w, flight *f, size_t row);
 /* After the engine: moves results that stand in scratch to where they belong. */
 dpi_status worker_deliver(worker *w, flight *f, dpi_error *error);
-/* DONE or BAD (SUSPECT where bad rows are to be found and left out), counters, bells. `error` is why it failed. */
+/* Counters, then worker_end_slice, or a report to the courier. `error` is why it failed. */
 void worker_finish(worker *w, flight *f, dpi_status status, const dpi_error *error);
+/* Moves the word to DONE or BAD and rings; or to SUSPECT, where bad rows are to be found and left out: true, and the
+ * supervisor is still to be told. `error` is why it failed. */
+bool worker_end_slice(worker *w, const flight *f, dpi_status status, const dpi_error *error);
 /* Wakes the supervisor for a slice that has been made SUSPECT, for this reason. */
 void worker_tell_suspect(worker *w, const flight *f, const char *reason);
 /* Adds a finished flight to the page's counters. */
@@ -149,6 +155,17 @@ static inline void worker_step(worker *w, backend_step step)
     if (w->backend->step)
         w->backend->step(w->engine, step);
 }
+
+/* ---- strict isolation (worker_mailbox.c) ---- */
+
+/* Whether an assignment has come that was not taken. */
+bool worker_is_assigned(const worker *w);
+/* Takes it, if its rows are dear to load (or not), as `dear` says. */
+bool worker_take_assignment(worker *w, flight *f, bool dear);
+/* Tells the courier how it went. */
+void worker_report_slice(worker *w, const flight *f, dpi_status status, const dpi_error *error);
+/* Which run's files are open (0: none): until then nothing of it may be claimed for this worker. */
+void worker_show_job(worker *w, uint32_t job);
 
 /* ---- the loop (worker_loop.c) ---- */
 

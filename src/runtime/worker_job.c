@@ -41,6 +41,7 @@ void worker_job_drop(worker *w, uint32_t id)
             continue;
         worker_job *job = *at;
         *at = job->next;
+        worker_show_job(w, 0); /* the caller has one run at a time */
         if (job->dear)
             loader_forget(w->loader, job);
         if (job->dear && !loader_count(w->loader)) {
@@ -93,6 +94,7 @@ static void open_sink(worker_job *job, const json_t *json, int *fds, size_t fd_c
     to->fd = take_fd(json, "fd", fds, fd_count);
     to->data_offset = (uint64_t)json_integer_value(json_object_get(json, "data_offset"));
     to->top = (size_t)json_integer_value(json_object_get(json, "top"));
+    to->in_arena = json_is_true(json_object_get(json, "in_arena"));
     snprintf(to->name, sizeof to->name, "%s", name ? name : "?");
 }
 
@@ -147,6 +149,7 @@ dpi_status worker_job_open(worker *w, const json_t *message, int *fds, size_t fd
     }
     job->next = w->jobs;
     w->jobs = job;
+    worker_show_job(w, job->id);
     return DPI_OK;
 }
 
@@ -198,6 +201,9 @@ dpi_status worker_job_store(worker *w, const worker_job *job, flight *f, uint64_
         if (to->fd >= 0)
             status = file_write_at(to->fd, f->outputs[i].data, f->rows * out->row_bytes,
                                    to->data_offset + result_row * out->row_bytes, to->name, error);
+        else if (to->in_arena && f->call_rows != f->rows)
+            memcpy(w->outputs + out->offset + f->first_row * out->row_bytes, f->outputs[i].data,
+                   f->rows * out->row_bytes);
         else if (to->top) {
             /* Records go to the outputs arena, at the batch's own rows; the caller formats them in order. */
             port p = w->sig.outputs[i];

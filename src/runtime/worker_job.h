@@ -7,7 +7,8 @@
 #include "runtime/worker.h"
 
 typedef struct job_sink {
-    int fd;               /* where rows go; -1: nowhere, or records to the arena */
+    int fd;               /* where rows go; -1: nowhere, or to the arena */
+    bool in_arena;        /* rows go there as they are */
     uint64_t data_offset; /* of row 0 in it */
     size_t top;           /* > 0: records of so many classes */
     char name[256];       /* for messages */

@@ -126,10 +126,11 @@ static void land_at_once(worker *w, flight *f, dpi_status status, backend_timing
 
 static unsigned free_seat(const worker *w) { return (w->flight_head + w->flight_count) % (unsigned)w->depth; }
 
-/* Claims a slice; false when there was none. */
+/* Claims a slice, or takes one that was claimed for us; false when there was none. */
 static bool claim_slice(worker *w, flight *f, bool ahead, int64_t *look_again_ns)
 {
-    if (!worker_claim(w, f, ahead, look_again_ns))
+    bool spare = ahead && loader_count(w->loader);
+    if (w->outbox ? !worker_take_assignment(w, f, ahead) : !worker_claim(w, f, ahead, spare, look_again_ns))
         return false;
     f->used = true;
     f->started_ns = clock_now_ns();
@@ -269,11 +270,13 @@ void worker_loop(worker *w)
             continue;
         }
         bool leaving = atomic_load_explicit(dismissed, memory_order_acquire) == w->generation;
-        if (leaving && !loader_count(w->loader))
+        bool assigned = w->outbox && worker_is_assigned(w);
+        if (leaving && !assigned && !loader_count(w->loader))
             break;
         int64_t look_again_ns = CLOCK_NEVER;
         bool room = w->flight_count < (unsigned)w->depth;
-        bool may_claim = !leaving && atomic_load_explicit(admitted, memory_order_acquire) == w->generation;
+        bool may_claim =
+            w->outbox ? assigned : !leaving && atomic_load_explicit(admitted, memory_order_acquire) == w->generation;
         if (may_claim && load_ahead(w, &look_again_ns))
             continue;
         if (may_claim && room && take_off(w, &look_again_ns))

@@ -39,6 +39,7 @@ static dpi_status attach(worker *w, dpi_error *error)
                          "dpinfer-worker %s (build %llx) does not fit the library (build %llx); install both anew",
                          DPI_VERSION, (unsigned long long)DPI_BUILD_ID, (unsigned long long)c->build_id);
     w->control = c;
+    w->outbox = c->strict ? &c->outboxes[w->index] : NULL;
     w->inputs = arena_attach(WORKER_FD_INPUTS, c->input_max_bytes, false, error);
     w->outputs = w->inputs ? arena_attach(WORKER_FD_OUTPUTS, c->output_max_bytes, true, error) : NULL;
     struct stat page;

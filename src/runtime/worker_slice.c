@@ -187,12 +187,13 @@ static bool enough_for_all(const worker *w, const uint32_t *slots, const uint32_
     return untried > workers;
 }
 
-bool worker_claim(worker *w, flight *f, bool ahead, int64_t *look_again_ns)
+bool worker_claim(worker *w, flight *f, bool dear, bool spare, int64_t *look_again_ns)
 {
     uint32_t slots[LAYOUT_SLOTS], sequences[LAYOUT_SLOTS];
     unsigned count = slots_in_order(w, slots, sequences);
+    uint32_t job = atomic_load_explicit(&w->page->inbox.job, memory_order_acquire); /* pairs with worker_show_job */
     f->stolen = false;
-    if (ahead && loader_count(w->loader) && !enough_for_all(w, slots, sequences, count))
+    if (spare && !enough_for_all(w, slots, sequences, count))
         return false;
     for (int pass = 0; pass < PASSES; pass++) {
         for (unsigned i = 0; i < count; i++) {
@@ -200,10 +201,9 @@ bool worker_claim(worker *w, flight *f, bool ahead, int64_t *look_again_ns)
             f->slot = slots[i];
             f->sequence = sequences[i];
             f->flags = atomic_load_explicit(&b->flags, memory_order_relaxed);
-            const worker_job *job = f->flags & BATCH_SHARD ? worker_job_find(w, b->job) : NULL;
-            if ((f->flags & BATCH_SHARD) && !job)
+            if ((f->flags & BATCH_SHARD) && b->job != job)
                 continue; /* a new worker, which is about to be told of the run */
-            if ((job && job->dear) != ahead)
+            if (((f->flags & BATCH_DEAR) != 0) != dear)
                 continue;
             if (claim_in_pass(w, pass, slots[i], sequences[i], f, look_again_ns))
                 return true;
@@ -313,12 +313,13 @@ static dpi_status prepare_inputs(worker *w, const batch_desc *b, flight *f, dpi_
 dpi_status worker_prepare_outputs(worker *w, flight *f, dpi_error *error)
 {
     const batch_desc *b = &w->control->batches[f->slot];
-    bool in_place = !(f->flags & BATCH_SHARD) && f->call_rows == f->rows;
+    const worker_job *job = f->flags & BATCH_SHARD ? worker_job_find(w, b->job) : NULL;
     for (uint32_t i = 0; i < b->output_count; i++) {
         const layout_array *out = &b->outputs[i];
+        bool in_arena = !(f->flags & BATCH_SHARD) || (job && job->sinks[i].in_arena);
         set_array(&f->outputs[i], out, f->call_rows);
         f->outputs[i].data = w->outputs + out->offset + f->first_row * out->row_bytes;
-        if (in_place) {
+        if (in_arena && f->call_rows == f->rows) {
             register_up_to(w, w->outputs, &w->outputs_registered, out->offset + b->rows * out->row_bytes, true);
             continue;
         }
@@ -431,10 +432,18 @@ static void note_failure(worker *w, const flight *f, const dpi_error *error)
 
 void worker_finish(worker *w, flight *f, dpi_status status, const dpi_error *error)
 {
-    const batch_desc *b = &w->control->batches[f->slot];
-    claims *c = worker_claims(w, f->slot);
     if (!status)
         worker_count(w, f, clock_now_ns());
+    if (w->outbox)
+        worker_report_slice(w, f, status, error);
+    else if (worker_end_slice(w, f, status, error))
+        worker_tell_suspect(w, f, error->message);
+}
+
+bool worker_end_slice(worker *w, const flight *f, dpi_status status, const dpi_error *error)
+{
+    const batch_desc *b = &w->control->batches[f->slot];
+    claims *c = worker_claims(w, f->slot);
     claim mine = {.sequence = f->sequence, .generation = w->generation, .worker = w->index, .state = CLAIM_RUNNING};
     claim end = mine;
     bool suspect = status == DPI_E_ENGINE && w->control->on_bad_row == DPI_BAD_ROW_SKIP;
@@ -446,10 +455,8 @@ void worker_finish(worker *w, flight *f, dpi_status status, const dpi_error *err
     worker_step(w, STEP_DELIVERED);
     claim_move(&c->word[f->slice], mine, end); /* T4 finish, or T6 suspect */
     worker_step(w, STEP_DONE);
-    if (suspect) { /* the supervisor's from here on: it looks when a message comes */
-        worker_tell_suspect(w, f, error->message);
-        return;
-    }
+    if (suspect) /* the supervisor's from here on: it looks when it is told */
+        return true;
     uint32_t left;
     bool last = hint_step(&c->left, f->sequence, &left) && left == 1; /* T9 count */
     worker_step(w, STEP_COUNTED);
@@ -464,4 +471,5 @@ void worker_finish(worker *w, flight *f, dpi_status status, const dpi_error *err
         ssize_t ignored = write(w->event_fd, &one, sizeof one); /* full: it is readable already */
         (void)ignored;
     }
+    return false;
 }

@@ -26,6 +26,12 @@ static void fill_broadcast(kit *k, int64_t extent)
     }
 }
 
+bool kit_is_strict(void)
+{
+    const char *isolation = getenv("DPI_TEST_ISOLATION");
+    return isolation && strcmp(isolation, "strict") == 0;
+}
+
 static void free_kit(kit *k)
 {
     for (size_t i = 0; i < k->broadcast_count; i++)
@@ -54,6 +60,8 @@ kit *kit_try_open(const char *text, const char *devices, const dpi_options *o, d
     options.broadcast_count = k->broadcast_count;
     options.cache_dir = options.cache_dir ? options.cache_dir : "";
     options.log = options.log ? options.log : quiet;
+    if (kit_is_strict() && options.isolation == DPI_ISOLATION_PROCESS)
+        options.isolation = DPI_ISOLATION_STRICT;
     /* The wanted outputs, in their order, for the reference. */
     sim_model all = k->model;
     for (size_t i = 0; options.output_names && i < options.output_count; i++) {

@@ -28,8 +28,10 @@ typedef struct kit {
 } kit;
 
 /* Opens `text` on `devices`. `o` (may be NULL) brings other options; its model, devices, broadcast and cache are set
- * here, and without one of its own nothing is logged. Fails the test when it does not open. */
+ * here, and without one of its own nothing is logged. With DPI_TEST_ISOLATION=strict process isolation is strict. Fails
+ * the test when it does not open. */
 kit *kit_open(const char *text, const char *devices, const dpi_options *o);
+bool kit_is_strict(void);
 /* The same, and the status instead of a failure; NULL then. */
 kit *kit_try_open(const char *text, const char *devices, const dpi_options *o, dpi_error *error);
 void kit_close(kit *k);

@@ -156,6 +156,8 @@ static void count_row(void *context, const dpi_bad_row *row)
 static void a_bad_row_is_told_once(void **state)
 {
     (void)state;
+    if (kit_is_strict()) /* no worker can spoil a word */
+        skip();
     char text[400];
     snprintf(text, sizeof text, "%sfixed_us 1000\npoison %d\npoison_how fail\nfaults 1:spoil_at_slice=30\n", SIMPLE,
              KIT_POISON);

@@ -102,7 +102,7 @@ static void *adopt(void *argument)
     flight f = {0};
     int64_t look_again_ns = CLOCK_NEVER;
     while (!atomic_load(&o->quit)) {
-        if (!worker_claim(w, &f, false, &look_again_ns))
+        if (!worker_claim(w, &f, false, false, &look_again_ns))
             continue;
         if (o->written[f.slice] != f.sequence)
             atomic_fetch_add(&o->wrong, 1);
@@ -144,6 +144,7 @@ static void every_orphan_is_found(void **state)
     orphanage o = {.w = calloc(1, sizeof *o.w)};
     o.w->control = c;
     o.w->outputs = (unsigned char *)words;
+    o.w->page = calloc(1, PAGE_BYTES);
     o.w->generation = 1;
     atomic_store(&c->active, 1);
     pthread_t thread;
@@ -170,6 +171,7 @@ static void every_orphan_is_found(void **state)
     atomic_store(&o.quit, 1);
     pthread_join(thread, NULL);
     assert_int_equal(atomic_load(&o.wrong), 0);
+    free(o.w->page);
     free(o.w);
     free(words);
     free(c);
