@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the model of the protocol (src/runtime/protocol.pml) through spin: every configuration to its end, where nothing may
+# Runs the models of the protocol (src/runtime/protocol.pml, mailbox.pml) through spin: every configuration to its end, where nothing may
 # be found, and every wrong protocol (M_...), where something must. One line each: name, result, states, transitions, depth.
 # usage: tools/check_model.sh [quick]     quick: a few small ones, in some ten seconds
 # Exit code 77 when spin is not installed. Each run takes at most MODEL_MEMORY (default 7000) MB.
@@ -9,7 +9,7 @@ command -v spin >/dev/null && command -v gcc >/dev/null || {
     echo "spin is not installed: tools/deps.sh test"
     exit 77
 }
-model=$PWD/src/runtime/protocol.pml
+protocol=$PWD/src/runtime/protocol.pml mailbox=$PWD/src/runtime/mailbox.pml model=$protocol
 memory=${MODEL_MEMORY:-7000}
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -59,6 +59,10 @@ if [ "${1:-}" = quick ]; then
     caught M_HINT_WITHOUT_SEQUENCE -DS=1 -DCRASHES=0
     caught M_WAKE_BEFORE_RINGING -DRINGS_IN_TWO -DNB=1 -DCRASHES=0
     caught M_TRUST_THE_COUNT -DNB=1 -DS=1
+    model=$mailbox
+    holds "mailbox, a death" -DN=2
+    caught M_QUIT_READ_FIRST
+    caught M_BELL_READ_LATE
     exit $bad
 fi
 
@@ -89,8 +93,13 @@ holds "three workers, two retired" -DW=3 -DS=3 -DCRASHES=2 -DFIXED_SPLIT -DRETIR
 ends "a death, no circle" -DNB=1 -DS=1
 ends "a death, shard mode, no circle" -DSHARD -DNB=1 -DS=1
 ends "a row kills, no circle" -DPOISON=1 -DROWS=2 -DSKIP -DNB=1 -DS=1 -DCRASHES=0
+model=$mailbox
+holds "mailbox, a death" -DN=3
+holds "mailbox, two deaths" -DN=2 -DCRASHES=2
+holds "mailbox, one in hand" -DN=3 -DDEPTH=1 -DCRASHES=2
 
 echo "== something is wrong with each of these, and it is found"
+model=$protocol
 caught M_FREE_BEFORE_DEATH -DNB=1
 caught M_WORD_WITHOUT_SEQUENCE -DAPART -DS=1 -DCRASHES=0
 caught M_HINT_WITHOUT_SEQUENCE -DS=1 -DCRASHES=0
@@ -115,5 +124,10 @@ caught M_UNBEGUN_TRIALS_COUNT -DNB=1 -DS=1 -DCRASHES=2
 caught M_UNADMITTED_MAY_RUN -DTICK=1 -DNB=1 -DS=1
 caught M_TRIAL_READ_ONCE -DNB=1 -DCRASHES=2
 caught M_LOOK_GOES_ON -DW=3 -DS=3 -DCRASHES=2 -DFIXED_SPLIT -DRETIRE=2 -DNB=1
+model=$mailbox
+for wrong in QUIT_READ_FIRST BELL_READ_LATE RING_BEFORE_REPORT REPORT_BEFORE_ROWS NUMBER_FIRST SEAT_TAKEN_AGAIN OLD_REPORTS \
+    LAST_REPORTS_ARE_LOST FREE_BEFORE_STOP NEXT_BEFORE_DEATH; do
+    caught M_$wrong
+done
 [ $bad = 0 ] && echo "the model holds, and every wrong one was found"
 exit $bad

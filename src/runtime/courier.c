@@ -184,8 +184,10 @@ static void *courier_main(void *argument)
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, NULL); /* the program's signals are for its own threads */
     prctl(PR_SET_NAME, "dpinfer-courier");
-    while (!atomic_load(&c->quit) && !atomic_load(&c->breach)) {
-        uint32_t seen = atomic_load(&c->in->bell);
+    for (;;) {
+        uint32_t seen = atomic_load(&c->in->bell); /* before all that it is rung for */
+        if (atomic_load(&c->quit) || atomic_load(&c->breach))
+            break;
         int64_t look_again_ns = clock_now_ns() + WAIT_NS;
         bool any = collect(c);
         any |= !atomic_load(&c->breach) && assign(c, &look_again_ns);

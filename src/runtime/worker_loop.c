@@ -255,8 +255,10 @@ void worker_loop(worker *w)
     /* Pairs with the caller's stores: admitted when it has compared our report, dismissed when the device goes. */
     const _Atomic uint32_t *admitted = &mine->admitted, *dismissed = &mine->dismissed;
     bell_patience patience = {.mode = (dpi_wait_mode)w->control->wait_mode, .spin_us = w->control->spin_us};
-    while (!atomic_load(&w->control->shutdown)) {
-        uint32_t seen = atomic_load(&mine->bell);
+    for (;;) {
+        uint32_t seen = atomic_load(&mine->bell); /* before all that it is rung for */
+        if (atomic_load(&w->control->shutdown))
+            break;
         if (atomic_load_explicit(&mine->mail, memory_order_acquire) != w->mail_seen) {
             worker_handle_mail(w);
             continue; /* another message may have come with the same ring */

@@ -45,8 +45,15 @@ static bool claim_shared(worker *w, const batch_desc *b, uint32_t sequence, clai
     return false;
 }
 
-/* Slices planned for this worker, in order. */
-static bool claim_own(worker *w, const batch_desc *b, uint32_t slot, uint32_t sequence, claims *c, flight *f)
+static bool is_unstarted(const _Atomic uint64_t *word, uint32_t sequence)
+{
+    claim now = claim_load(word);
+    return now.sequence == sequence && (now.state == CLAIM_FREE || now.state == CLAIM_CLAIMED);
+}
+
+/* Slices planned for this worker, in order. `spare`: while there is another one. */
+static bool claim_own(worker *w, const batch_desc *b, uint32_t slot, uint32_t sequence, claims *c, flight *f,
+                      bool spare)
 {
     slot_cursor *cursor = &w->cursors[slot];
     if (w->index >= atomic_load_explicit(&b->planned_workers, memory_order_relaxed))
@@ -59,6 +66,8 @@ static bool claim_own(worker *w, const batch_desc *b, uint32_t slot, uint32_t se
         claim now = claim_load(&c->word[cursor->next]);
         if (now.sequence != sequence)
             return false; /* not published yet (its rows are still being copied in), or another batch */
+        if (spare && (cursor->next + 1 >= end || !is_unstarted(&c->word[cursor->next + 1], sequence)))
+            return false;
         if ((now.state == CLAIM_FREE || now.state == CLAIM_CLAIMED) && try_take(w, &c->word[cursor->next], now)) {
             f->slice = cursor->next++;
             return true;
@@ -160,7 +169,8 @@ static unsigned slots_in_order(const worker *w, uint32_t slots[LAYOUT_SLOTS], ui
 
 enum { PASS_PLANNED, PASS_ORPHANS, PASS_STEAL, PASSES };
 
-static bool claim_in_pass(worker *w, int pass, uint32_t slot, uint32_t sequence, flight *f, int64_t *look_again_ns)
+static bool claim_in_pass(worker *w, int pass, uint32_t slot, uint32_t sequence, flight *f, bool spare,
+                          int64_t *look_again_ns)
 {
     const batch_desc *b = &w->control->batches[slot];
     claims *c = worker_claims(w, slot);
@@ -170,7 +180,7 @@ static bool claim_in_pass(worker *w, int pass, uint32_t slot, uint32_t sequence,
         return claim_orphan(w, b, slot, sequence, c, f);
     if (pass == PASS_STEAL)
         return (f->flags & BATCH_STEAL) && claim_stolen(w, b, sequence, c, f, look_again_ns);
-    return f->flags & BATCH_SHARD ? claim_shared(w, b, sequence, c, f) : claim_own(w, b, slot, sequence, c, f);
+    return f->flags & BATCH_SHARD ? claim_shared(w, b, sequence, c, f) : claim_own(w, b, slot, sequence, c, f, spare);
 }
 
 /* Slices ahead of the engine are out of others' reach: none are taken where they would go short of work. */
@@ -193,9 +203,8 @@ bool worker_claim(worker *w, flight *f, bool dear, bool spare, int64_t *look_aga
     unsigned count = slots_in_order(w, slots, sequences);
     uint32_t job = atomic_load_explicit(&w->page->inbox.job, memory_order_acquire); /* pairs with worker_show_job */
     f->stolen = false;
-    if (spare && !enough_for_all(w, slots, sequences, count))
-        return false;
-    for (int pass = 0; pass < PASSES; pass++) {
+    bool enough = !spare || enough_for_all(w, slots, sequences, count);
+    for (int pass = 0; pass < (spare ? PASS_PLANNED + 1 : PASSES); pass++) {
         for (unsigned i = 0; i < count; i++) {
             const batch_desc *b = &w->control->batches[slots[i]];
             f->slot = slots[i];
@@ -203,9 +212,9 @@ bool worker_claim(worker *w, flight *f, bool dear, bool spare, int64_t *look_aga
             f->flags = atomic_load_explicit(&b->flags, memory_order_relaxed);
             if ((f->flags & BATCH_SHARD) && b->job != job)
                 continue; /* a new worker, which is about to be told of the run */
-            if (((f->flags & BATCH_DEAR) != 0) != dear)
+            if (((f->flags & BATCH_DEAR) != 0) != dear || ((f->flags & BATCH_SHARD) && !enough))
                 continue;
-            if (claim_in_pass(w, pass, slots[i], sequences[i], f, look_again_ns))
+            if (claim_in_pass(w, pass, slots[i], sequences[i], f, spare, look_again_ns))
                 return true;
         }
     }

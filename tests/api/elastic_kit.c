@@ -1,5 +1,7 @@
 #include "elastic_kit.h"
 
+#include "runtime/session.h"
+
 dpi_options elastic_options(kit_story *story)
 {
     dpi_options o = DPI_INIT(dpi_options);
@@ -33,6 +35,8 @@ uint64_t elastic_slices(const kit *k, size_t w)
     assert_true(w < elastic_stats(k, workers, 16).worker_count);
     return workers[w].slices;
 }
+
+bool elastic_is_busy(const kit *k, size_t w) { return atomic_load(&k->s->workers[w].page->busy_since_ns) != 0; }
 
 dpi_description elastic_describe(const kit *k)
 {

@@ -13,6 +13,7 @@ void elastic_set(dpi_options *o, dpi_key_value *list, const char *key, const cha
 
 dpi_stats_data elastic_stats(const kit *k, dpi_worker_stats *workers, size_t count);
 uint64_t elastic_slices(const kit *k, size_t w); /* that worker w has finished */
+bool elastic_is_busy(const kit *k, size_t w);    /* whether it shows that it is at one */
 dpi_description elastic_describe(const kit *k);
 
 /* dpi_device_add and dpi_device_remove, without limit, which must succeed. */
