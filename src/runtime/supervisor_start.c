@@ -179,7 +179,7 @@ void supervisor_dismiss(dpi_session *s, size_t w)
 {
     worker_control *c = &s->control->workers[w];
     atomic_store_explicit(&c->dismissed, s->workers[w].generation, memory_order_release); /* pairs with worker_loop */
-    bell_ring(&c->bell, &s->workers[w].page->sleeping);
+    session_ring_worker(s, w);
 }
 
 void supervisor_start_all(dpi_session *s)

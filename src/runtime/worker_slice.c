@@ -183,6 +183,16 @@ static bool claim_in_pass(worker *w, int pass, uint32_t slot, uint32_t sequence,
     return f->flags & BATCH_SHARD ? claim_shared(w, b, sequence, c, f) : claim_own(w, b, slot, sequence, c, f, spare);
 }
 
+/* Older batches go first, also where this one's last slice is not to be taken yet. */
+static bool has_own(const worker *w, uint32_t slot, uint32_t sequence)
+{
+    const batch_desc *b = &w->control->batches[slot];
+    uint32_t next = w->cursors[slot].next;
+    return w->index < atomic_load_explicit(&b->planned_workers, memory_order_relaxed) &&
+           next < atomic_load_explicit(&b->first_slice[w->index + 1], memory_order_relaxed) && next < LAYOUT_SLICES &&
+           is_unstarted(&worker_claims(w, slot)->word[next], sequence);
+}
+
 /* Slices ahead of the engine are out of others' reach: none are taken where they would go short of work. */
 static bool enough_for_all(const worker *w, const uint32_t *slots, const uint32_t *sequences, unsigned count)
 {
@@ -216,6 +226,8 @@ bool worker_claim(worker *w, flight *f, bool dear, bool spare, int64_t *look_aga
                 continue;
             if (claim_in_pass(w, pass, slots[i], sequences[i], f, spare, look_again_ns))
                 return true;
+            if (spare && !(f->flags & BATCH_SHARD) && has_own(w, slots[i], sequences[i]))
+                return false;
         }
     }
     return false;
