@@ -222,7 +222,7 @@ dpi_status sim_strike(const sim_model *m, const backend_call *call, uint64_t sli
         spoil_memory(slice);
     }
     if (m->rage_at_slice == slice) {
-        tell("raging", slice);
+        tell("raging: spoiling memory", slice);
         rage(slice);
     }
     if (m->babble_at_slice == slice) {

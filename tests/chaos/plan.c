@@ -162,6 +162,7 @@ void plan_draw(plan *p, uint64_t seed, const char *real, unsigned patience)
     draw_kills(p, c);
     draw_jobs(p, c);
     draw_limits(p, patience);
+    p->strict = hash_mix64(seed, 2) % 3 == 0; /* a draw of its own: seeds of before mean the same plans */
 }
 
 /* ---- for sim ---------------------------------------------------------------------------------------------------- */
@@ -220,8 +221,10 @@ void plan_worker_faults(const plan *p, unsigned w, char *text, size_t size)
         const fault *f = &p->faults[i];
         if (f->worker != w)
             continue;
+        bool rages = f->kind == FAULT_SPOIL && p->strict;
         used += (size_t)snprintf(text + used, size - used, "%s%u:%s=%u,%u:signal=%d", used ? "," : "", f->generation,
-                                 key_of(f->kind), f->kind <= FAULT_MEMORY ? f->slice : 1, f->generation, f->signal);
+                                 rages ? "rage_at_slice" : key_of(f->kind),
+                                 f->kind <= FAULT_MEMORY && !rages ? f->slice : 1, f->generation, f->signal);
         if (f->kind == FAULT_STEP && used < size)
             used += (size_t)snprintf(text + used, size - used, ",%u:die_at_step=%u", f->generation, f->step);
         if (f->kind == FAULT_SLOW && used < size)
@@ -243,13 +246,13 @@ static void print_changes(const plan *p, FILE *to)
 void plan_print(const plan *p, FILE *to)
 {
     static const char *const memory[] = {"plain", "dpi_alloc", "views"};
-    fprintf(
-        to,
-        "plan of seed %llu: %s, %u workers%s, depth %u, batch %u, split %u, %s, bad rows %s, max_deaths %u, limits %u "
-        "and %u ms\n",
-        (unsigned long long)p->seed, p->backend ? p->backend : "sim", p->workers, p->one_name ? " of one name" : "",
-        p->depth, p->batch, p->share, p->shard ? "a run" : "batches", p->skip ? "skipped" : "fail", p->max_deaths,
-        p->slice_timeout_ms, p->compile_timeout_ms);
+    fprintf(to,
+            "plan of seed %llu: %s%s, %u workers%s, depth %u, batch %u, split %u, %s, bad rows %s, max_deaths %u, "
+            "limits %u "
+            "and %u ms\n",
+            (unsigned long long)p->seed, p->backend ? p->backend : "sim", p->strict ? " (strict)" : "", p->workers,
+            p->one_name ? " of one name" : "", p->depth, p->batch, p->share, p->shard ? "a run" : "batches",
+            p->skip ? "skipped" : "fail", p->max_deaths, p->slice_timeout_ms, p->compile_timeout_ms);
     for (unsigned w = 0; w < PLAN_SEATS; w++) {
         char text[256];
         plan_worker_faults(p, w, text, sizeof text);
@@ -289,12 +292,13 @@ unsigned plan_bad_luck(const plan *p)
            plan_count(p, FAULT_DIE_SHUTDOWN, FAULT_HANG_SHUTDOWN);
 }
 
+/* Faults for which all workers pay. */
+static unsigned plan_spoils(const plan *p) { return p->strict ? 0 : plan_count(p, FAULT_SPOIL, FAULT_SPOIL); }
+
 bool plan_may_give_up(const plan *p, unsigned devices, unsigned more_deaths)
 {
     unsigned limit = p->max_deaths ? p->max_deaths : 5;
-    return plan_bad_luck(p) + more_deaths - plan_count(p, FAULT_SPOIL, FAULT_SPOIL) -
-               plan_count(p, FAULT_FAIL, FAULT_MEMORY) >=
-           limit * devices;
+    return plan_bad_luck(p) + more_deaths - plan_spoils(p) - plan_count(p, FAULT_FAIL, FAULT_MEMORY) >= limit * devices;
 }
 
 static unsigned count_stops(const plan *p)
@@ -305,7 +309,7 @@ static unsigned count_stops(const plan *p)
     return stops;
 }
 
-bool plan_may_be_spoilt(const plan *p) { return plan_count(p, FAULT_SPOIL, FAULT_SPOIL) + count_stops(p) > 3; }
+bool plan_may_be_spoilt(const plan *p) { return plan_spoils(p) + count_stops(p) > 3; }
 
 bool plan_may_not_add(const plan *p)
 {

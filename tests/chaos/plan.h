@@ -98,6 +98,7 @@ typedef struct plan {
     const char *backend; /* NULL: sim */
     unsigned workers, depth, batch, share, fixed_us, row_us, jitter_us;
     bool shard, skip, in_enqueue;
+    bool strict; /* isolation; FAULT_SPOIL is then all that a worker can do, at the first slice of its generation */
     poison_how poison;
     unsigned max_deaths; /* 0: the default */
     unsigned patience, slice_timeout_ms, compile_timeout_ms;

@@ -239,6 +239,7 @@ dpi_options play_options(play *y, bool faulty)
     }
     if (!faulty)
         return o;
+    o.isolation = p->strict ? DPI_ISOLATION_STRICT : DPI_ISOLATION_PROCESS;
     set_faults(p, &o);
     o.total_batch_size = p->share;
     o.on_bad_row = p->skip ? DPI_BAD_ROW_SKIP : DPI_BAD_ROW_FAIL;
