@@ -1,7 +1,7 @@
 /*
  * What the runtime costs a slice when nothing fails: one simulated device, slices that cost nothing, 4096 of them a
  * call, the median of 300 calls in nanoseconds. bench/compare_recovery.sh builds it for an older commit too: it uses
- * nothing that is younger than recovery, but for the other isolations. usage: bench_slice [process|thread|strict]
+ * nothing that is younger than recovery. usage: bench_slice
  */
 #include "bench_kit.h"
 
@@ -18,18 +18,14 @@ static int by_value(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-int main(int argc, char **argv)
+int main(void)
 {
-    static const char *const isolations[] = {"process", "thread", "strict"};
     const char *text = "input x float32 N 1\noutput y float32 N 1\ntouch none\n";
     static float x[SLICES], y[SLICES];
     static double ns[CALLS];
     dpi_options o = sim_options(text, "sim:0", 1);
     dpi_error error;
     dpi_session *s;
-    for (int i = 0; i < 3; i++)
-        if (argc > 1 && strcmp(argv[1], isolations[i]) == 0)
-            o.isolation = (dpi_isolation)i;
     if (dpi_open(&o, &s, &error))
         return failed(&error);
     for (int i = -30; i < CALLS; i++) {
