@@ -76,8 +76,8 @@ typedef struct batch_desc {
     _Atomic uint32_t flags;
     _Atomic uint32_t waiting; /* how many threads sleep on claims.bell */
     _Atomic uint32_t slice_count;
-    uint32_t fixed_rows; /* > 0: every engine call has this many rows, short slices are padded */
-    uint32_t job;        /* BATCH_SHARD: which job's sources and sinks */
+    uint32_t fixed_rows;  /* > 0: every engine call has this many rows, short slices are padded */
+    _Atomic uint32_t job; /* BATCH_SHARD: which job's sources and sinks. As the four above */
     uint32_t input_count, output_count;
     uint64_t rows;
     uint64_t first_row;  /* BATCH_SHARD: of the source */

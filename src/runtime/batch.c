@@ -404,7 +404,7 @@ dpi_status batch_submit_chunk(dpi_session *s, const shard_chunk *chunk, dpi_tick
     b->slice_count = (uint32_t)((b->rows + s->max_rows - 1) / s->max_rows);
     b->sequence = next_sequence(s);
     batch_desc *d = &s->control->batches[slot];
-    d->job = chunk->job;
+    atomic_store_explicit(&d->job, chunk->job, memory_order_relaxed);
     d->first_row = chunk->first_row;
     d->result_row = chunk->result_row;
     atomic_store_explicit(&d->slice_rows[0], (uint32_t)s->max_rows, memory_order_relaxed);

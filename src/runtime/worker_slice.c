@@ -220,7 +220,7 @@ bool worker_claim(worker *w, flight *f, bool dear, bool spare, int64_t *look_aga
             f->slot = slots[i];
             f->sequence = sequences[i];
             f->flags = atomic_load_explicit(&b->flags, memory_order_relaxed);
-            if ((f->flags & BATCH_SHARD) && b->job != job)
+            if ((f->flags & BATCH_SHARD) && atomic_load_explicit(&b->job, memory_order_relaxed) != job)
                 continue; /* a new worker, which is about to be told of the run */
             if (((f->flags & BATCH_DEAR) != 0) != dear || ((f->flags & BATCH_SHARD) && !enough))
                 continue;

@@ -1,6 +1,8 @@
 /* Strict isolation: a worker that writes wherever it can spoils nothing but slices of its own, and it alone pays. */
 #include "sim_kit.h"
 
+#include "folder_kit.h"
+
 #include "base/clock.h"
 #include "data/npy.h"
 #include "runtime/session.h"
@@ -43,7 +45,22 @@ static dpi_stats_data stats_of(kit *k)
 
 /* ---- batches ---------------------------------------------------------------------------------------------------- */
 
-/* One batch whose results are looked at in the arena, and more of growing size. Returns how many deaths there were. */
+/* Whether what stands in the arena is what the same batch gives once more. */
+static bool is_right(kit *k, kit_batch *b, const dpi_tensor *views)
+{
+    bool right = true;
+    dpi_error error;
+    kit_assert_ok(dpi_forward(k->s, b->in, b->in_count, b->out, b->out_count, 60000, &error), error);
+    for (size_t o = 0; o < b->out_count; o++) {
+        size_t bytes = 0;
+        assert_true(shape_bytes(b->out[o].dtype, b->out[o].shape, b->out[o].rank, &bytes));
+        right &= memcmp(views[o].data, b->out[o].data, bytes) == 0;
+    }
+    return right;
+}
+
+/* One batch whose results are looked at in the arena, and more of growing size. Returns how many deaths there were,
+ * UINT64_MAX for wrong results in process isolation. */
 static uint64_t batches_with_rage(const char *text, dpi_options *o)
 {
     kit_traces before = kit_look();
@@ -64,7 +81,8 @@ static uint64_t batches_with_rage(const char *text, dpi_options *o)
         deaths = stats.deaths;
         assert_int_equal(stats.failed_batches, 0);
         assert_int_equal(stats.retired_devices, 0);
-    }
+    } else if (!is_right(k, b, views))
+        deaths = UINT64_MAX;
     kit_batch_free(b);
     kit_close(k);
     kit_check_clean(before);
@@ -92,7 +110,8 @@ static void rage_costs_one_worker(void **state)
         }
 }
 
-/* What the test above can fail at: the same worker makes all others start anew where it can reach their words. */
+/* What the test above can fail at: where it can reach what others have, the same worker makes all start anew, or
+ * results wrong. */
 static void rage_costs_all_in_process_isolation(void **state)
 {
     (void)state;
@@ -108,13 +127,13 @@ static char folder[] = "/tmp/dpi-test-strict-XXXXXX";
 static int make_folder(void **state)
 {
     (void)state;
-    return mkdtemp(folder) ? 0 : -1;
+    return folder_make(folder);
 }
 
 static int remove_folder(void **state)
 {
     (void)state;
-    return rmdir(folder);
+    return folder_remove(folder);
 }
 
 /* The whole of a file, which is removed. */
@@ -214,6 +233,68 @@ static void files_of_a_run(void **state)
                 free(got.files[f]);
             }
         }
+}
+
+/* Fails at worker 1's 40th slice. DPI_OK once there are fewer left. */
+static dpi_status go_on(dpi_isolation isolation, const dpi_run_options *run, uint64_t *resumed_rows)
+{
+    static const dpi_key_value fails[] = {{"1.fail_at_slice", "40"}};
+    const char *model = "input x float32 N 5\noutput y float32 N 3\noutput z float32 N 4\nfixed_us 1000\n";
+    dpi_options o = strictly(isolation);
+    dpi_error error = {0};
+    dpi_run_result result = DPI_INIT(dpi_run_result);
+    o.backend_options = fails;
+    o.backend_option_count = 1;
+    o.batch = 4;
+    kit *k = kit_open(model, "sim:0,sim:7", &o);
+    dpi_status status = dpi_run(k->s, run, &result, &error);
+    kit_close(k);
+    *resumed_rows = result.resumed_rows;
+    if (status) {
+        kit_assert_contains(error.message, "as planned");
+        kit_assert_contains(error.message, "goes on");
+    }
+    return status;
+}
+
+/* One run that fails again and again, now in one isolation, now in the other, and goes on with what is there: with rows
+ * missing in its middle after process isolation, where each worker writes its own. */
+static void a_run_goes_on_in_another_isolation(void **state)
+{
+    (void)state;
+    char paths[2][300];
+    snprintf(paths[0], sizeof paths[0], "%s/y.npy", folder);
+    snprintf(paths[1], sizeof paths[1], "%s/z.npy", folder);
+    const char *in[] = {"random:5:float32:4000"}, *out[] = {paths[0], paths[1]};
+    dpi_run_options run = DPI_INIT(dpi_run_options);
+    run.inputs = in;
+    run.input_count = 1;
+    run.outputs = out;
+    run.output_count = 2;
+    int failed = 0;
+    uint64_t resumed = 0, before = 0;
+    while (go_on(failed % 2 ? DPI_ISOLATION_STRICT : DPI_ISOLATION_PROCESS, &run, &resumed)) {
+        assert_true(failed == 0 || resumed > before);
+        before = resumed;
+        failed++;
+    }
+    assert_true(failed >= 2);
+    assert_true(resumed > before);
+    size_t bytes[2];
+    char *got[2] = {take_file("y.npy", &bytes[0]), take_file("z.npy", &bytes[1])};
+    dpi_options plain = DPI_INIT(dpi_options);
+    dpi_error error;
+    kit *k = kit_open("input x float32 N 5\noutput y float32 N 3\noutput z float32 N 4\n", "sim:0", &plain);
+    kit_assert_ok(dpi_run(k->s, &run, NULL, &error), error);
+    kit_close(k);
+    for (int f = 0; f < 2; f++) {
+        size_t want_bytes;
+        char *want = take_file(f ? "z.npy" : "y.npy", &want_bytes);
+        assert_int_equal(bytes[f], want_bytes);
+        assert_memory_equal(got[f], want, want_bytes);
+        free(got[f]);
+        free(want);
+    }
 }
 
 /* ---- what a worker has ------------------------------------------------------------------------------------------ */
@@ -322,11 +403,9 @@ static void lies_end_the_one_who_tells_them(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rage_costs_one_worker),
-        cmocka_unit_test(rage_costs_all_in_process_isolation),
-        cmocka_unit_test(files_of_a_run),
-        cmocka_unit_test(writable_mappings),
-        cmocka_unit_test(lies_end_the_one_who_tells_them),
+        cmocka_unit_test(rage_costs_one_worker), cmocka_unit_test(rage_costs_all_in_process_isolation),
+        cmocka_unit_test(files_of_a_run),        cmocka_unit_test(a_run_goes_on_in_another_isolation),
+        cmocka_unit_test(writable_mappings),     cmocka_unit_test(lies_end_the_one_who_tells_them),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

@@ -100,8 +100,9 @@ def test_pixels():
     for threads in ("1", "3"):
         again, _ = rows_of("--input", "photos", "--loader-threads", threads)
         check((again == plain).all(), f"other pixels by {threads} threads")
-    again, _ = rows_of("--input", "photos", "--isolation", "thread")
-    check((again == plain).all(), "other pixels in thread isolation")
+    for isolation in ("thread", "strict"):
+        again, _ = rows_of("--input", "photos", "--isolation", isolation)
+        check((again == plain).all(), f"other pixels in {isolation} isolation")
 
 
 def test_kinds_of_pixels():
@@ -236,8 +237,11 @@ def test_bad_images():
     check("01-cut.png" in text, f"--on-bad-row fail does not name the file: {text}")
     _, text = rows_of("--input", "bad", "--max-bad-rows", "3", code=2)
     check("too many" in text, f"--max-bad-rows 3: {text}")
-    csv = run("--input", "bad", "--output", "none", "--isolation", "thread")
-    check(csv.returncode == 3, f"thread isolation: {csv.returncode} {csv.stderr}")
+    for isolation in ("thread", "strict"):
+        csv = run("--input", "bad", "--output", "none", "--isolation", isolation)
+        check(csv.returncode == 3, f"{isolation} isolation: {csv.returncode} {csv.stderr}")
+    strict, _ = rows_of("--input", "bad", "--isolation", "strict", code=3)
+    check((strict == zero).all(), "bad rows differ in strict isolation")
     _, text = rows_of("--input", "photos", "--max-pixels", "200000", code=3)
     check("500 x 501" not in text and "501 x 500" in text, f"--max-pixels: {text}")
 

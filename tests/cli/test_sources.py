@@ -50,7 +50,7 @@ run("--input", "ids.npy", "--input", "x.npy", "--output", "whole.npy")
 run("--input", "x.npy", "--output", "one.npy", model="one.sim")
 
 for archive in ("stored.npz", "packed.npz"):
-    for more in ((), ("--isolation", "thread"), ("--batch", 7, "--devices", "sim:0*3")):
+    for more in ((), ("--isolation", "thread"), ("--isolation", "strict"), ("--batch", 7, "--devices", "sim:0*3")):
         same("--input", archive, *more)
     same("--input", f"x={archive}", "--input", "ids.npy")
     same("--input", f"ids={archive}:ids", "--input", f"x={archive}:x.npy")

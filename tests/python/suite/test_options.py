@@ -89,6 +89,16 @@ print(session.forward(np.zeros((4, 8), np.float32))[0].shape)
     assert done.returncode == 0 and done.stdout == "(4, 4)\n" and "the event's own" in done.stderr
 
 
+def test_every_isolation_gives_the_same(tmp_path):
+    path = tmp_path / "one.sim"
+    path.write_text("input x float32 N 8\noutput y float32 N 4\n")
+    results = []
+    for isolation in ("process", "thread", "strict"):
+        with dpinfer.Session(path, devices="sim:0", isolation=isolation) as session:
+            results.append(session.forward(rows(40))[0].copy())
+    assert all((one == results[0]).all() for one in results)
+
+
 def test_outputs_and_inputs_for_all_rows(tmp_path):
     path = tmp_path / "two.sim"
     path.write_text("input x float32 N 8\ninput k float32 broadcast 3\noutput y float32 N 4\noutput z float32 N 2\n")
