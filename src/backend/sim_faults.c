@@ -81,12 +81,14 @@ static void rage_at(int fd, uint64_t seed, bool claims_too)
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     const int both[] = {fd, open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK)};
     for (int i = 0; i < 2 && both[i] >= 0; i++) {
-        rage_in(both[i], LAYOUT_CLAIMS_BYTES, RAGE_BYTES, seed); /* rows, where it has some */
-        for (uint64_t slot = 0; claims_too && slot < 4; slot++)
-            rage_in(both[i], slot * sizeof(claims) / 4096 * 4096, 4096, seed);
         struct stat info;
+        rage_in(both[i], LAYOUT_CLAIMS_BYTES, RAGE_BYTES, seed); /* rows, where it has some */
         if (!claims_too || fstat(both[i], &info) != 0)
             continue;
+        if (info.st_size <= RAGE_BYTES) /* its page */
+            rage_in(both[i], 0, (size_t)info.st_size / 4096 * 4096, seed);
+        for (uint64_t slot = 0; slot < 4; slot++)
+            rage_in(both[i], slot * sizeof(claims) / 4096 * 4096, 4096, seed);
         /* Cut, made larger, never to be made larger again, never to be written again. */
         bool any = ftruncate(both[i], 0) == 0;
         any |= ftruncate(both[i], info.st_size + RAGE_BYTES) == 0;

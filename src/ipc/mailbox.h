@@ -8,9 +8,10 @@
  * the one before has come. The steps are those of runtime/mailbox.pml:
  *
  *     M1 assign    courier: what is to be computed, then its number (release); rings the worker
- *     M2 take      worker: the number of the one that comes next (acquire), then what it says
+ *     M2 take      worker: the number of the one that comes next (acquire), then what it says; shows that it has it
  *     M3 report    worker: its rows, in its private memory; then the report (release); rings the courier
  *     M4 collect   courier: the report (acquire), then the rows are copied to their place, then the word is moved
+ *     M5 stop      courier: the worker is dead; the last reports are collected, what it had not taken is CLAIMED again
  *
  * A report may hold anything: it is believed where it is the one that is awaited in its seat, and is a breach of the
  * protocol otherwise (mailbox_look). The seats are empty when a generation begins.
@@ -47,15 +48,16 @@ typedef struct outbox {
 
 static_assert(sizeof(outbox) == 64 + 32 * MAILBOX_SEATS, "outbox: size");
 
-#define MAILBOX_REASON 1000
+#define MAILBOX_REASON 1020
 
 /* In the worker's page. The caller empties it before a generation begins and reads it afterwards. */
 typedef struct inbox {
     _Atomic uint32_t
         bell;             /* of the courier: the worker rings it for a report, the caller for whatever may be claimed */
     _Atomic uint32_t job; /* the run whose files this worker has open, 0: none */
+    _Atomic uint64_t taken; /* assignments that the worker has taken: those behind it cannot be what it died of */
     _Atomic uint64_t reports[MAILBOX_SEATS];
-    char reason[MAILBOX_REASON]; /* why the slice that was reported last has failed */
+    char reasons[MAILBOX_SEATS][MAILBOX_REASON]; /* why the slice that is reported there has failed */
 } inbox;
 
 static inline uint64_t mailbox_report(uint64_t number, uint32_t status) { return number << 8 | (status & 0xffu); }

@@ -97,7 +97,7 @@ static void finish(courier *c, seat *k, dpi_status status)
     worker_find_rows(&c->claimer, f);
     if (status) {
         char reason[MAILBOX_REASON];
-        memcpy(reason, c->in->reason, sizeof reason);
+        memcpy(reason, c->in->reasons[k->number % MAILBOX_SEATS], sizeof reason);
         error_set(&error, status, "%.*s", (int)sizeof reason - 1, reason);
     } else {
         atomic_store(&c->copying, 1);
@@ -175,6 +175,24 @@ static bool assign(courier *c, int64_t *look_again_ns)
     }
 }
 
+/* The worker is dead and had not taken these: they are not what it died of. From here on they are as they were planned,
+ * and recovery frees them. */
+static void give_back(courier *c)
+{
+    uint64_t taken = atomic_load_explicit(&c->in->taken, memory_order_acquire);
+    for (size_t i = 0; i < MAILBOX_SEATS; i++) {
+        const seat *k = &c->seats[i];
+        claim running = {.sequence = k->what.sequence,
+                         .generation = c->claimer.generation,
+                         .worker = c->claimer.index,
+                         .state = CLAIM_RUNNING},
+              planned = running;
+        planned.state = CLAIM_CLAIMED;
+        if (k->awaited && k->number > taken)
+            claim_move(&worker_claims(&c->claimer, k->what.slot)->word[k->what.slice], running, planned);
+    }
+}
+
 /* ---- the thread ------------------------------------------------------------------------------------------------- */
 
 static void *courier_main(void *argument)
@@ -194,8 +212,10 @@ static void *courier_main(void *argument)
         if (!any)
             bell_wait(&c->in->bell, seen, &c->out->sleeping, c->s->patience, look_again_ns); /* T12 sleep */
     }
-    if (!atomic_load(&c->breach))
-        collect(c); /* nothing more will come: what has come is kept */
+    if (!atomic_load(&c->breach)) { /* M5 stop */
+        collect(c);
+        give_back(c);
+    }
     return NULL;
 }
 
@@ -230,6 +250,7 @@ static void fill_claimer(courier *c)
                           .backend = &nobodys};
     c->out = &s->control->outboxes[c->w];
     c->in = &s->workers[c->w].page->inbox;
+    atomic_store(&c->in->taken, 0);
     for (uint64_t i = 0; i < MAILBOX_SEATS; i++) {
         c->seats[i].number = i;
         atomic_store(&c->out->seats[i].number, 0);

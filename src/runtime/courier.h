@@ -8,7 +8,7 @@
  * Claims, hints, bells and what happens after a death are those of any worker (worker_slice.c, recovery.h): the words
  * that a worker would move, its courier moves. A courier lives as long as one generation: it is started before the
  * worker's process, claims nothing before that is admitted, and is stopped once it is dead. What the worker had
- * reported by then is taken first; what it had not is recovery.c's.
+ * reported by then is taken first, what it had not even taken is given back; the rest is recovery.c's.
  *
  * A report that is not the answer to an assignment in flight is a breach of the protocol: the courier takes nothing
  * more, and the supervisor ends that worker. So whatever a worker does, it decides the rows of slices that it was

@@ -3,7 +3,8 @@
  * supervisor and the caller; ipc/mailbox.h, courier.c, worker_mailbox.c and worker_loop.c as they are. The words are those
  * of protocol.pml, whose worker the courier is: T2 start is its claim, T4 finish its end of a report.
  *
- *     M1 assign   M2 take   M3 report   M4 collect      M5 stop: the worker is dead, the last reports are taken
+ *     M1 assign   M2 take   M3 report   M4 collect   M5 stop: the worker is dead, the last reports are taken, and what it
+ *     had not taken is given back
  *
  * Each step is one access to what another process may change. A bell is a bit: "rung since it was last read". No wait has
  * a limit, so a lost wake-up is a state without an end. Each generation's numbers begin at 1 again.
@@ -34,9 +35,10 @@
 #define DONE 3
 
 byte word[N], given[N];                      /* given: to which generation */
+byte touched[N];                             /* which generation has begun it last */
 byte private[N];                             /* whose rows stand there, 0: nobody's, or half of them */
 byte out_number[SEATS], out_slice[SEATS];    /* control */
-byte report[SEATS];                          /* page */
+byte report[SEATS], shown;                   /* page. shown: how many assignments the worker has taken */
 byte done;
 bool rung_courier, rung_worker, over, quit;
 bool alive, courier_alive;
@@ -84,6 +86,9 @@ proctype worker(byte g)
                 number[i] = taken;
                 in_hand++
             }
+#ifndef M_TAKEN_IS_SHOWN_LATE
+            shown = taken
+#endif
         :: !(in_hand < DEPTH && out_number[(taken + 1) % SEATS] == taken + 1) && in_hand == 0 ->
             rung_worker /* T12 sleep */
         :: in_hand > 0 -> /* in any order: one that fails at once is sooner than those before it */
@@ -97,9 +102,13 @@ proctype worker(byte g)
                 report[number[i] % SEATS] = number[i];
 #endif
                 private[i] = 0;
+                touched[i] = g;
                 if :: MAY_DIE :: true fi;
                 private[i] = g;
                 if :: MAY_DIE :: true fi;
+#ifdef M_TAKEN_IS_SHOWN_LATE
+                shown = (number[i] > shown -> number[i] : shown);
+#endif
 #ifndef M_REPORT_BEFORE_ROWS
                 report[number[i] % SEATS] = number[i]; /* M3 report */
 #endif
@@ -210,7 +219,20 @@ proctype courier(byte g)
         fi
     od;
 #ifndef M_LAST_REPORTS_ARE_LOST
-    collect(); /* M5 stop */
+    if :: quit -> collect() :: else fi; /* M5 stop */
+    n = 0;
+    do
+    :: quit && n < SEATS ->
+        if
+        :: awaited[n] && numbers[n] > shown -> /* given back: nobody has begun it */
+            i = slices[n];
+            assert(touched[i] != g);
+            atomic { assert(word[i] == RUNNING && given[i] == g); word[i] = CLAIMED }
+        :: else
+        fi;
+        n++
+    :: else -> break
+    od;
 #endif
     courier_alive = false
 }
@@ -224,6 +246,7 @@ inline start()
 #else
     atomic { i = 0; do :: i < SEATS -> out_number[i] = 0; report[i] = 0; i++ :: else -> i = 0; break od };
 #endif
+    shown = 0;
     atomic {
         generation++;
         quit = false;

@@ -2,7 +2,7 @@
 #include "ipc/bell.h"
 #include "runtime/worker.h"
 
-#include <string.h>
+#include <stdio.h>
 
 static void ring_courier(worker *w) { bell_ring(&w->page->inbox.bell, &w->outbox->sleeping); }
 
@@ -18,6 +18,7 @@ bool worker_take_assignment(worker *w, flight *f, bool dear)
     f->flags = next->flags;
     f->stolen = next->stolen != 0;
     f->assignment = ++w->assigned;
+    atomic_store_explicit(&w->page->inbox.taken, w->assigned, memory_order_release); /* pairs with give_back */
     return true;
 }
 
@@ -27,9 +28,8 @@ void worker_report_slice(worker *w, const flight *f, dpi_status status, const dp
     inbox *in = &w->page->inbox;
     worker_step(w, STEP_DELIVERED);
     if (status) {
-        size_t length = strnlen(error->message, MAILBOX_REASON - 1);
-        memcpy(in->reason, error->message, length);
-        in->reason[length] = 0;
+        char *reason = in->reasons[f->assignment % MAILBOX_SEATS];
+        snprintf(reason, MAILBOX_REASON, "%s", error->message);
     }
     mailbox_answer(in, f->assignment, (uint32_t)status);
     worker_step(w, STEP_DONE);
