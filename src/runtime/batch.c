@@ -103,7 +103,7 @@ static int take_slot(dpi_session *s)
     if (s->in_flight >= s->queue_depth)
         for (uint32_t i = 0; i < LAYOUT_SLOTS; i++) {
             batch *b = s->slots[i];
-            if (b && !b->waiter && !b->outputs[0].plain && batch_scan(s, b))
+            if (b && !b->waiter && !b->outputs[0].plain && batch_is_over(s, b))
                 batch_settle(s, b);
         }
     if (s->in_flight >= s->queue_depth)

@@ -57,7 +57,10 @@ uint64_t batch_slice_rows(const dpi_session *s, const batch *b, uint32_t slice, 
 /* Looks at the claim words from the cursor on, copies finished rows to plain memory; true when every slice is
  * terminal. Under the lock, or by the one thread that waits for the batch. */
 bool batch_scan(dpi_session *s, batch *b);
-/* Every slice is terminal: the slot and the inputs' memory are free for others. */
+/* Whether every slice is terminal, and stays so: nobody of ours frees words but under the lock. A word that batch_scan
+ * has passed may have been spoilt since and begun again; then the cursor goes back to it. Under the lock. */
+bool batch_is_over(dpi_session *s, batch *b);
+/* It is over, or the session has failed: the slot and the inputs' memory are free for others. */
 void batch_settle(dpi_session *s, batch *b);
 /* Drops slices that nobody has started, from `first` on. */
 void batch_drop_unstarted(dpi_session *s, batch *b, uint32_t first);

@@ -156,7 +156,7 @@ void batch_drop_unstarted(dpi_session *s, batch *b, uint32_t first)
 static void copy_out(dpi_session *s, batch *b, uint64_t end_row)
 {
     uint64_t rows = end_row - b->copied_rows, bytes = 0;
-    if (b->failed || b->cancelled || b->abandoned || !rows)
+    if (b->failed || b->cancelled || b->abandoned || end_row <= b->copied_rows)
         return;
     int64_t began = clock_now_ns();
     for (size_t o = 0; o < b->output_count; o++) {
@@ -218,4 +218,19 @@ bool batch_scan(dpi_session *s, batch *b)
     if (b->cursor != before && !b->shard)
         copy_out(s, b, b->cursor < b->slice_count ? batch_slice_rows(s, b, b->cursor, NULL) : b->rows);
     return b->cursor >= b->slice_count;
+}
+
+bool batch_is_over(dpi_session *s, batch *b)
+{
+    if (!batch_scan(s, b))
+        return false;
+    const claims *c = batch_claims(s, b->slot);
+    for (uint32_t i = 0; i < b->slice_count; i++) {
+        claim now = claim_load(&c->word[i]);
+        if (now.sequence == b->sequence && claim_is_terminal(now))
+            continue;
+        b->cursor = i; /* spoilt behind the cursor, and perhaps FREE again since: somebody may be computing it */
+        return false;
+    }
+    return true;
 }

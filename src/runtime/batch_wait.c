@@ -25,7 +25,8 @@ static void describe_outputs(const dpi_session *s, const batch *b, dpi_tensor *o
     }
 }
 
-/* Sleeps and scans until the batch is terminal, the session has failed or the deadline has passed. */
+/* Sleeps and scans, without the lock, until the batch is terminal, the session has failed or the deadline has passed.
+ */
 static dpi_status wait_terminal(dpi_session *s, batch *b, int64_t deadline_ns, dpi_error *error)
 {
     claims *c = batch_claims(s, b->slot);
@@ -45,6 +46,20 @@ static dpi_status wait_terminal(dpi_session *s, batch *b, int64_t deadline_ns, d
         int64_t until = now + 100000000; /* a lost ring costs this much, never a hang */
         bell_wait(&c->bell, seen, &d->waiting, s->patience, until < deadline_ns ? until : deadline_ns); /* T12 sleep */
     }
+}
+
+/* The same until it is really over. Under the lock, which others have meanwhile. */
+static dpi_status wait_over(dpi_session *s, batch *b, int64_t deadline_ns, dpi_error *error)
+{
+    dpi_status status = DPI_OK;
+    bool over = b->slot < 0;
+    while (!over && !status) {
+        pthread_mutex_unlock(&s->lock);
+        status = wait_terminal(s, b, deadline_ns, error);
+        pthread_mutex_lock(&s->lock);
+        over = !status && batch_is_over(s, b);
+    }
+    return status;
 }
 
 static bool has_views(const batch *b)
@@ -70,7 +85,7 @@ static void sweep(dpi_session *s)
         next = b->next;
         if (!b->abandoned)
             continue;
-        if (b->slot >= 0 && batch_scan(s, b))
+        if (b->slot >= 0 && batch_is_over(s, b))
             batch_settle(s, b);
         if (b->slot < 0)
             batch_unlink(s, b);
@@ -102,9 +117,7 @@ dpi_status batch_wait(dpi_session *s, dpi_ticket ticket, int64_t deadline_ns, bo
                                         : "there is no such ticket, or it has been waited for");
     }
     b->waiter = true;
-    pthread_mutex_unlock(&s->lock);
-    dpi_status status = b->slot >= 0 ? wait_terminal(s, b, deadline_ns, error) : DPI_OK;
-    pthread_mutex_lock(&s->lock);
+    dpi_status status = wait_over(s, b, deadline_ns, error);
     b->waiter = false;
     if (status == DPI_TIMEOUT) {
         if (abandon)

@@ -264,6 +264,43 @@ static void a_failure_outlives_its_worker(void **state)
     kit_close(k);
 }
 
+/* Words of slices that were done and delivered are spoilt, and all start anew: what is computed once more is waited
+ * for, or it would be written to memory that is another batch's by then. */
+static void what_is_computed_again_is_waited_for(void **state)
+{
+    (void)state;
+    const dpi_key_value list[] = {{"1.faults", "1:spoil_at_slice=20,2:slow_at_slice=1,2:slow_us=1500000"}};
+    const size_t shares[] = {10, 50};
+    dpi_options o = DPI_INIT(dpi_options);
+    dpi_error error = {0};
+    o.batch_size_list = shares;
+    o.batch_size_count = 2;
+    o.batch = 2;
+    o.backend_options = list;
+    o.backend_option_count = 1;
+    /* So much that it is copied out as it comes. */
+    kit *k = kit_open("input x float32 N 5\noutput y float32 N 20000\nfixed_us 10000\ndepth 2\n", "sim:0,sim:7", &o);
+    /* Worker 1 begins its first slice once more, and worker 0 is through with all others long before it. */
+    kit_batch *a = kit_batch_new(k, 60, 1, 3);
+    dpi_tensor in = a->in[0]; /* stands elsewhere than the next batch's, whose outputs come where these are */
+    in.data = dpi_alloc(k->s, 60 * 5 * sizeof(float), DPI_INPUT, &error);
+    memcpy(in.data, a->in[0].data, 60 * 5 * sizeof(float));
+    kit_assert_ok(dpi_forward(k->s, &in, 1, a->out, 1, 60000, &error), error);
+    kit_batch_check(a, NULL);
+    kit_batch_free(a);
+    dpi_device_remove(k->s, "sim:7", -1, &error); /* so that worker 0 computes the next batch alone */
+    dpi_tensor views[1];
+    dpi_ticket ticket;
+    kit_batch *b = kit_batch_new(k, 60, 2, 3);
+    kit_assert_ok(kit_submit(k, b, true, 0, &ticket, &error), error);
+    kit_assert_ok(dpi_wait(k->s, ticket, 60000, views, 1, &error), error);
+    clock_sleep_until_ns(clock_now_ns() + 2000000000); /* whatever is still being computed is written by now */
+    kit_batch_check(b, views);
+    kit_assert_ok(dpi_release(k->s, ticket, &error), error);
+    kit_batch_free(b);
+    kit_close(k);
+}
+
 int main(int argc, char **argv)
 {
     if (argc > 1)
@@ -279,6 +316,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_trial_that_was_not_begun_is_none),
         cmocka_unit_test(a_bad_row_is_told_once),
         cmocka_unit_test(a_failure_outlives_its_worker),
+        cmocka_unit_test(what_is_computed_again_is_waited_for),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
