@@ -403,7 +403,7 @@ typedef struct dpi_progress {
 } dpi_progress;
 
 /* Called from the thread in dpi_run, about ten times a second and once at the end; while standard input is being read
- * with all numbers 0. Non-zero: finish the slices in flight and return DPI_CANCELLED. */
+ * with all numbers 0. Non-zero: finish the slices in flight and return DPI_CANCELLED; it is not called while that lasts. */
 typedef int (*dpi_progress_fn)(void *context, const dpi_progress *progress);
 
 /* How images become rows (sources of images and tars). What is 0 or NULL follows the recipe, and size, channels, layout

@@ -314,7 +314,7 @@ static dpi_status tell_workers(run *r, dpi_error *error)
 static void show_progress(run *r, bool last)
 {
     int64_t now = clock_now_ns();
-    if (!r->o->progress || (!last && now - r->shown_ns < 100000000))
+    if (!r->o->progress || (!last && (r->cancelled || now - r->shown_ns < 100000000)))
         return;
     r->shown_ns = now;
     uint64_t done = r->resumed_rows;
