@@ -602,7 +602,8 @@ typedef struct dpi_worker_stats {
 typedef struct dpi_stats_data {
     size_t struct_size;
     uint64_t batches, rows, failed_batches;
-    uint64_t copy_in_ns, copy_out_ns; /* done by the caller's threads, for plain memory */
+    uint64_t copy_in_ns,
+        copy_out_ns; /* by the caller's threads: for plain memory, and in strict isolation for all results */
     uint64_t copied_in_bytes, copied_out_bytes;
     uint64_t arena_input_bytes, arena_output_bytes; /* committed now */
     uint64_t wake_ns;                               /* from the last slice's end to the waiter's return, summed */

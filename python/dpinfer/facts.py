@@ -81,7 +81,8 @@ class Stats:
 
     Attributes:
         batches, rows, failed_batches: ended.
-        copy_in_ns, copy_out_ns: nanoseconds of the caller's threads, for memory that is not the session's.
+        copy_in_ns, copy_out_ns: nanoseconds of the caller's threads, for memory that is not the session's, and in strict
+            isolation for all results.
         copied_in_bytes, copied_out_bytes: of that memory.
         arena_input_bytes, arena_output_bytes: committed now.
         wake_ns: from the last slice's end until the waiter went on, summed.

@@ -232,7 +232,8 @@ static void check_slice(dpi_session *s, size_t w, int64_t now)
 static void check_leaving(dpi_session *s, size_t w, int64_t now)
 {
     session_worker *k = &s->workers[w];
-    if (recovery_has_work(s, w)) /* its page may say anything */
+    bool leaves = atomic_load(&k->page->stage) == STAGE_LEAVING; /* with what its courier assigned too late, perhaps */
+    if (!leaves && recovery_has_work(s, w))                      /* its page may say anything */
         k->idle_ns = now;
     else if (now - k->idle_ns > OBEY_NS)
         supervisor_end_worker(

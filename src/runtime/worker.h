@@ -158,6 +158,8 @@ static inline void worker_step(worker *w, backend_step step)
 
 /* ---- strict isolation (worker_mailbox.c) ---- */
 
+/* Whether an assignment has come that was not taken. */
+bool worker_is_assigned(const worker *w);
 /* Takes the assignment that comes next, if its rows are dear to load (or not), as `dear` says; false: there is none. */
 bool worker_take_assignment(worker *w, flight *f, bool dear);
 /* Tells the courier how it went. */

@@ -272,12 +272,13 @@ void worker_loop(worker *w)
             continue;
         }
         bool leaving = atomic_load_explicit(dismissed, memory_order_acquire) == w->generation;
-        if (leaving && !loader_count(w->loader)) /* what it was assigned and has not taken becomes free by its end */
+        bool assigned = w->outbox && worker_is_assigned(w);
+        if (leaving && !assigned && !loader_count(w->loader))
             break;
         int64_t look_again_ns = CLOCK_NEVER;
         bool room = w->flight_count < (unsigned)w->depth;
         bool may_claim =
-            !leaving && (w->outbox || atomic_load_explicit(admitted, memory_order_acquire) == w->generation);
+            w->outbox ? assigned : !leaving && atomic_load_explicit(admitted, memory_order_acquire) == w->generation;
         if (may_claim && load_ahead(w, &look_again_ns))
             continue;
         if (may_claim && room && take_off(w, &look_again_ns))

@@ -6,6 +6,8 @@
 
 static void ring_courier(worker *w) { bell_ring(&w->page->inbox.bell, &w->outbox->sleeping); }
 
+bool worker_is_assigned(const worker *w) { return mailbox_next(w->outbox, w->assigned + 1) != NULL; }
+
 /* M2 take */
 bool worker_take_assignment(worker *w, flight *f, bool dear)
 {
