@@ -7,8 +7,8 @@ usage: python_overhead.py [--seconds 5] [--turns 5] [--skip-datasets | --only-da
 Prints markdown. Overheads are medians of differences of pairs measured in turn; rows/s are medians over turns.
 
 The limit of a data set is the generator alone in as many processes as there are loaders: rows of its own new arrays, whose
-memory the allocator has from the row before, dropped at once; "one copy" puts each into the next place of a ring as large
-as the feed's, touched before, for a data set that returns samples cannot have them anywhere else.
+memory the allocator has from the row before, dropped at once. "One copy" puts each into the next place of a ring as large
+as the feed's, touched before, where a data set that returns samples must have them; "into a ring" generates it there.
 """
 import argparse
 import mmap
@@ -173,14 +173,17 @@ def generate_and_copy(data, first, rows, ring):
         ring[i % len(ring)] = data[i]
 
 
-def generator_rate(copies, start):
+def generate_in_place(data, first, rows, ring):
+    for i in range(first, first + rows):
+        data.load_into(i, ring[i % len(ring)])
+
+
+def generator_rate(work, start):
     """Of one process: rows/s behind a few to begin with, from the moment when all of them are that far."""
-    data, rows = Images(), ROWS // LOADERS
-    work, more = generate, ()
-    if copies:
+    data, rows, more = ImagesInPlace(), ROWS // LOADERS, ()
+    if work is not generate:
         more = (np.frombuffer(mmap.mmap(-1, RING * int(np.prod(SHAPE)) * 4), np.float32).reshape(RING, *SHAPE),)
         more[0][:] = 0
-        work = generate_and_copy
     work(data, 0, 16, *more)
     start.wait()
     began = time.perf_counter()
@@ -188,14 +191,14 @@ def generator_rate(copies, start):
     return rows / (time.perf_counter() - began)
 
 
-def bare_process(copies, start, results):
-    results.put(generator_rate(copies, start))
+def bare_process(work, start, results):
+    results.put(generator_rate(work, start))
 
 
-def limit(copies):
+def limit(work):
     context = mp.get_context("spawn")
     start, results = context.Barrier(LOADERS), context.Queue()
-    processes = [context.Process(target=bare_process, args=(copies, start, results)) for _ in range(LOADERS)]
+    processes = [context.Process(target=bare_process, args=(work, start, results)) for _ in range(LOADERS)]
     for process in processes:
         process.start()
     rate = sum(results.get() for _ in processes)
@@ -207,8 +210,9 @@ def limit(copies):
 def data_sets(folder, turns):
     path = sim(folder, "3x224x224")
     ways = {
-        "generator alone": lambda: limit(False),
-        "generator and one copy": lambda: limit(True),
+        "generator alone": lambda: limit(generate),
+        "generator and one copy": lambda: limit(generate_and_copy),
+        "generator into a ring": lambda: limit(generate_in_place),
         "dpinfer, samples returned": lambda: dpinfer_rate(path, Images()),
         "dpinfer, load_into": lambda: dpinfer_rate(path, ImagesInPlace()),
         "the article's second mode": article_rate,

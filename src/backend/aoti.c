@@ -471,6 +471,8 @@ static void aoti_close(backend_engine *e)
     free(e);
 }
 
+static void aoti_leave(backend_engine *e) { kernel_folder_remove(&e->package.kernels); }
+
 /* A package computes in the precision that it was compiled in; only that of its ports can be asked for. */
 static dpi_status check_precision(const backend_engine *e, const backend_open_options *o, dpi_error *error)
 {
@@ -589,6 +591,7 @@ const backend backend_aoti = {
     .list_devices = aoti_list_devices,
     .open = aoti_open,
     .close = aoti_close,
+    .leave = aoti_leave,
     .describe = aoti_describe,
     .infer_shapes = aoti_infer_shapes,
     .max_rows = aoti_max_rows,

@@ -142,6 +142,9 @@ typedef struct backend {
     dpi_status (*open)(backend_library *library, const backend_open_options *options, backend_engine **engine,
                        dpi_error *error);
     void (*close)(backend_engine *engine);
+    /* In the place of close, where the process ends at once: removes what would outlast it, such as files, and destroys
+     * nothing. The engine is not used any more. NULL: nothing outlasts it. */
+    void (*leave)(backend_engine *engine);
     /* The model's inputs and the wanted outputs. Everything of a dtype that dpinfer does not know (strings) or of a
      * kind that is no dense tensor is DPI_E_MODEL and names the port. */
     dpi_status (*describe)(const backend_engine *engine, signature *sig, dpi_error *error);

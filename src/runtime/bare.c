@@ -166,7 +166,7 @@ static dpi_status open_bare(worker *w, stand *s, size_t *rows, dpi_error *error)
 }
 
 /* For each {"seconds": S}: runs that long, then answers {"rows_per_s": R}. */
-static dpi_status serve(stand *s, size_t rows, dpi_error *error)
+static dpi_status serve(const worker *w, stand *s, size_t rows, dpi_error *error)
 {
     stand_rate rate = {0};
     stand_limits limits = {.least = 1, .slow_ns = CLOCK_NEVER};
@@ -177,7 +177,7 @@ static dpi_status serve(stand *s, size_t rows, dpi_error *error)
         json_decref(answer);
         json_t *request = status ? NULL : receive(CLOCK_NEVER, error);
         if (!request)
-            _exit(0); /* the caller has no more questions */
+            worker_leave(w, 0); /* the caller has no more questions */
         limits.ns = (int64_t)(json_number_value(json_object_get(request, "seconds")) * 1e9);
         json_decref(request);
         status = stand_measure_alone(s, rows, &limits, &rate, error);
@@ -196,9 +196,8 @@ int bare_main(pid_t parent)
     error_clear(&error);
     dpi_status status = open_bare(&w, &s, &rows, &error);
     if (!status)
-        status = serve(&s, rows, &error);
+        status = serve(&w, &s, rows, &error);
     json_t *failure = failure_to_json(&error);
     channel_send(w.socket, failure, NULL, 0, clock_now_ns() + ANSWER_NS, &error);
-    fflush(NULL);
-    _exit(1); /* as a worker: destructors of inference libraries crash */
+    worker_leave(&w, 1);
 }

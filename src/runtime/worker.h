@@ -111,6 +111,8 @@ dpi_status worker_load_engine(worker *w, worker_report *report, hash128 *key, dp
 void worker_loop(worker *w);
 /* Frees what worker_open took; only in thread isolation (a worker process ends by _exit). */
 void worker_close(worker *w);
+/* Ends the process, without destructors: those of inference libraries crash. */
+_Noreturn void worker_leave(const worker *w, int exit_code);
 
 /* Messages of the caller: jobs and questions. Called by worker_loop when control.workers[].mail has moved. */
 void worker_handle_mail(worker *w);

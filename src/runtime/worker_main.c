@@ -87,9 +87,8 @@ int main(int argc, char **argv)
         _exit(1);
     if (worker_open(w, &error)) {
         fprintf(stderr, "%s\n", error.message);
-        _exit(1);
+        worker_leave(w, 1);
     }
     worker_loop(w);
-    fflush(NULL);
-    _exit(0); /* destructors of inference libraries crash */
+    worker_leave(w, 0);
 }

@@ -352,6 +352,14 @@ dpi_status worker_open(worker *w, dpi_error *error)
     return status;
 }
 
+_Noreturn void worker_leave(const worker *w, int exit_code)
+{
+    fflush(NULL);
+    if (w->engine && w->backend->leave)
+        w->backend->leave(w->engine);
+    _exit(exit_code);
+}
+
 void worker_close(worker *w)
 {
     if (w->engine)
