@@ -135,7 +135,7 @@ dpi_status stored_zip_read(const void *data, size_t bytes, const char *path, sto
     dpi_status status = find_directory(&a, &d, error);
     if (!status && !(zip->entries = calloc(d.count + 1, sizeof *zip->entries)))
         status = error_set(error, DPI_E_SYSTEM, "out of memory");
-    for (size_t at = 0, used; !status && zip->count < d.count; at += used) {
+    for (size_t at = 0, used = 0; !status && zip->count < d.count; at += used) {
         status = read_entry(&a, a.data + d.offset + at, d.bytes - at, &zip->entries[zip->count], &used, error);
         zip->count += !status;
     }

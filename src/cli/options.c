@@ -560,10 +560,6 @@ static dpi_status take_option(cli_options *o, unsigned flags, int option, const 
         o->seconds_given = true;
         return text_to_double(value, &o->seconds) && o->seconds > 0 ? DPI_OK
                                                                     : bad_value("seconds", "seconds", value, error);
-    case OPT_JSON:
-        o->json = true;
-        o->json_path = value;
-        return DPI_OK;
     case 'v': o->open.log_level = o->open.log_level == DPI_LOG_INFO ? DPI_LOG_DEBUG : DPI_LOG_INFO; return DPI_OK;
     case 'q': o->quiet = true; return DPI_OK;
     }
@@ -613,6 +609,16 @@ static const char *flag_name(int option)
     return "?";
 }
 
+/* --json FILE is as good as --json=FILE where the next word is no flag and a file is meant (bench, run). */
+static void take_json(cli_options *o, unsigned flags, int argc, char **argv)
+{
+    if (!optarg && flags & (CLI_BENCH | CLI_RUN) && optind < argc && argv[optind][0] != '-' &&
+        strlen(argv[optind]) > 5 && strcmp(argv[optind] + strlen(argv[optind]) - 5, ".json") == 0)
+        optarg = argv[optind++];
+    o->json = true;
+    o->json_path = optarg;
+}
+
 dpi_status cli_parse(int argc, char **argv, unsigned flags, const char *help, cli_options *o, dpi_error *error)
 {
     memset(o, 0, sizeof *o);
@@ -635,11 +641,10 @@ dpi_status cli_parse(int argc, char **argv, unsigned flags, const char *help, cl
         if (!option_belongs(option, flags))
             return error_set(error, DPI_E_ARGUMENT, "dpinfer %s takes no --%s; see dpinfer %s --help", argv[0],
                              flag_name(option), argv[0]);
-        /* --json FILE is as good as --json=FILE where the next word is no flag and a file is meant (bench, run) */
-        if (option == OPT_JSON && !optarg && flags & (CLI_BENCH | CLI_RUN) && optind < argc && argv[optind][0] != '-' &&
-            strlen(argv[optind]) > 5 && strcmp(argv[optind] + strlen(argv[optind]) - 5, ".json") == 0)
-            optarg = argv[optind++];
-        status = take_option(o, flags, option, optarg, error);
+        if (option == OPT_JSON)
+            take_json(o, flags, argc, argv);
+        else
+            status = take_option(o, flags, option, optarg ? optarg : "", error); /* "": it takes no value */
     }
     if (status)
         return status;

@@ -67,7 +67,7 @@ static dpi_status open_and_lock(sink *s, struct stat *opened, dpi_error *error)
  * (give_name was stopped in between). */
 static dpi_status open_part(sink *s, dpi_error *error)
 {
-    struct stat info, opened;
+    struct stat info, opened = {0};
     if (stat(s->spec, &info) == 0 && !S_ISREG(info.st_mode))
         return error_set(error, DPI_E_DATA, "%s exists and is not a regular file", s->spec);
     for (int tries = 0; tries < 100; tries++) {

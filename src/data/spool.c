@@ -49,7 +49,7 @@ dpi_status spool_count(spool *s, size_t bytes, const char *what, dpi_error *erro
 {
     uint64_t most = s->limits->max_bytes ? s->limits->max_bytes : SPOOL_MOST_BYTES;
     int64_t now = clock_now_ns();
-    if (now - s->asked_ns > ASK_MS * 1000000ll) {
+    if (now - s->asked_ns > ASK_MS * INT64_C(1000000)) {
         s->asked_ns = now;
         if (stopped(s->limits))
             return error_set(error, DPI_CANCELLED, "stopped while %s was read", what);

@@ -273,7 +273,7 @@ static uint32_t next_sequence(dpi_session *s)
 static dpi_status start(dpi_session *s, batch *b, int64_t deadline_ns, dpi_error *error)
 {
     int slot;
-    size_t shares[LAYOUT_WORKERS];
+    size_t shares[LAYOUT_WORKERS] = {0};
     dpi_status status = wait_for_slot(s, deadline_ns, &slot, error);
     if (!status)
         status = place(s, b, error);
