@@ -538,8 +538,16 @@ static dpi_status adopt_reports(dpi_session *s, dpi_error *error)
         atomic_store(&s->control->workers[w].fixed_ns, (uint64_t)r->fixed_ns);
         atomic_store(&s->control->workers[w].row_ns, (uint64_t)r->row_ns);
     }
-    s->planner = planner_new(s->count, costs);
-    return s->planner ? DPI_OK : error_set(error, DPI_E_SYSTEM, "out of memory");
+    planner *p = planner_new(s->count, costs);
+    if (!p)
+        return error_set(error, DPI_E_SYSTEM, "out of memory");
+    pthread_mutex_lock(&s->lock);
+    for (size_t w = 0; w < s->count; w++)
+        if (s->workers[w].device != DEVICE_IN_USE) /* given up since all were ready */
+            planner_enable(p, w, false);
+    s->planner = p;
+    pthread_mutex_unlock(&s->lock);
+    return DPI_OK;
 }
 
 static dpi_status start_tracer(dpi_session *s, const dpi_options *o, dpi_error *error)

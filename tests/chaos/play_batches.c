@@ -6,7 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define WAIT_MS 60000 /* no plan needs so long: the batch is lost */
+#define WAIT_MS 60000 /* times the plan's patience: no plan needs so long, the batch is lost */
+
+static int wait_ms(const play *y) { return WAIT_MS * (int)y->p->patience; }
 
 /* A batch and its memory. */
 typedef struct flight {
@@ -118,9 +120,9 @@ static void wait_for(play *y, flight *f)
     dpi_tensor views[2];
     const void *out[2];
     left_out_into(&bad);
-    dpi_status status = dpi_wait(y->s, f->ticket, WAIT_MS, views, y->what.output_count, &error);
+    dpi_status status = dpi_wait(y->s, f->ticket, wait_ms(y), views, y->what.output_count, &error);
     if (status == DPI_TIMEOUT)
-        plan_fail("a batch of %zu rows is not done after %d ms", f->j->rows, WAIT_MS);
+        plan_fail("a batch of %zu rows is not done after %d ms", f->j->rows, wait_ms(y));
     for (size_t o = 0; o < y->what.output_count; o++)
         out[o] = views[o].data;
     end_flight(y, f, out, status, &error, &bad, "the batch");
@@ -169,7 +171,7 @@ static void check_untouched(play *y, const flight *f)
 
 void play_once_more(play *y)
 {
-    static const job quiet = {.rows = 20, .forward_ms = WAIT_MS, .cancel_us = -1};
+    const job quiet = {.rows = 20, .forward_ms = wait_ms(y), .cancel_us = -1};
     uint64_t before[PLAN_SEATS], after[PLAN_SEATS];
     flight f;
     seats_look_at_slices(y, before);
