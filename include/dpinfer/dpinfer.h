@@ -428,6 +428,19 @@ typedef struct dpi_preprocess {
     uint64_t max_image_bytes;  /* so does a larger file; 0: 256 MiB */
 } dpi_preprocess;
 
+/* Consecutive rows of a run's result, for whoever takes them himself. All of it holds until the call returns. */
+typedef struct dpi_rows {
+    size_t struct_size;
+    uint64_t first;            /* the first one's number in the sources */
+    size_t count;              /* 1 or more */
+    const dpi_tensor *outputs; /* those with the sink "rows", in the model's order: `count` rows each, C-ordered */
+    size_t output_count;
+    const char *const *names; /* `count` of them, any bytes; NULL: the sources have no names */
+    const bool *bad;          /* `count` of them: could not be computed, their outputs are NaN or 0; NULL: none is */
+} dpi_rows;
+/* Called in dpi_run's thread. Returns 0 to go on; anything else ends the run with DPI_CANCELLED. */
+typedef int (*dpi_rows_fn)(void *context, const dpi_rows *rows);
+
 /* What a dpi_run reads, writes and tells. Everything is the caller's and stays as it is until dpi_run returns. */
 typedef struct dpi_run_options {
     size_t struct_size;
@@ -446,7 +459,7 @@ typedef struct dpi_run_options {
     size_t input_count;
     /* Sinks: "[NAME=]FILE.npy", "[NAME=]FILE.npz" (one archive with a member for each output that it is named for;
      * without NAME for every output that has no other sink), "[NAME=]FILE.csv" or "[NAME=]FILE.jsonl" (the top classes
-     * of a row, with its name where the source has names) or "none". */
+     * of a row, with its name where the source has names), "[NAME=]rows" (take_rows gets them) or "none". */
     const char *const *outputs;
     size_t output_count;
     uint64_t row_begin, row_end; /* rows A:B of the sources; row_end 0: to the end */
@@ -462,6 +475,9 @@ typedef struct dpi_run_options {
     uint32_t loader_threads;          /* of each worker, that decode images; 0: as many as it has processors */
     uint64_t spool_max_bytes;         /* of what is kept in TMPDIR while it lasts: standard input that is a pipe, and
                                          what compressed tars hold; for each source, 0: 64 GiB */
+    dpi_rows_fn take_rows;            /* gets the rows of the outputs with the sink "rows", as they come, in order, each
+                                         once. Such a run has no sinks that are files, and begins anew each time */
+    void *take_rows_context;
 } dpi_run_options;
 
 /* What a dpi_run has done, whatever it came to; all zero where it was refused. */

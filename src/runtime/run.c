@@ -12,9 +12,10 @@
 
 #define CHUNK_SLICES  4096
 #define CHUNK_RECORDS (1u << 20)  /* rows of a chunk whose text records wait in memory */
-#define CHUNK_BYTES   (32u << 20) /* strict isolation: of a chunk's rows, which wait in memory */
-#define CHUNK_ROUNDS  4           /* strict isolation: at least so many slices for each worker */
+#define CHUNK_BYTES   (32u << 20) /* of a chunk's rows that wait in the arena as they are */
+#define CHUNK_ROUNDS  4           /* then at least so many slices for each worker */
 #define WRITE_BACK_NS 200000000
+#define ROWS          "rows" /* the sink of an output whose rows the caller takes */
 
 /* ---- sources and sinks ------------------------------------------------------------------------------------------ */
 
@@ -189,13 +190,16 @@ static dpi_status match_sinks(const run *r, const char *specs[PORT_MAX], dpi_err
         if (at < 0 || specs[at])
             return error_set(error, DPI_E_ARGUMENT, "the sink %s is for no output, or for one that has another", text);
         specs[at] = spec;
+        if (strcmp(spec, ROWS) == 0 && !r->o->take_rows)
+            return error_set(error, DPI_E_ARGUMENT, "the sink \"" ROWS "\" needs take_rows");
         if (!archive && spec == text && text_ends_with(spec, ".npz"))
             archive = spec;
     }
     for (size_t o = 0; o < s->sig.output_count; o++) {
         specs[o] = specs[o] ? specs[o] : archive ? archive : "none";
         for (size_t p = 0; p < o; p++)
-            if (strcmp(specs[p], specs[o]) == 0 && strcmp(specs[o], "none") != 0 && !text_ends_with(specs[o], ".npz"))
+            if (strcmp(specs[p], specs[o]) == 0 && strcmp(specs[o], "none") != 0 && strcmp(specs[o], ROWS) != 0 &&
+                !text_ends_with(specs[o], ".npz"))
                 return error_set(error, DPI_E_ARGUMENT, "%s is named as the sink of two outputs", specs[o]);
     }
     return DPI_OK;
@@ -220,12 +224,14 @@ static dpi_status open_sink(run *r, const char *const *specs, size_t o, dpi_erro
                             .rows = r->rows,
                             .top = r->o->top,
                             .labels_path = r->o->labels_path,
-                            .names = source_with_names(r),
+                            .names = r->names,
                             .no_overwrite = r->o->no_overwrite};
     for (size_t p = 0; p < o; p++)
         if (strcmp(specs[p], specs[o]) == 0 && sink_has_file(r->sinks[p]))
             return sink_join(r->sinks[p], &options, &r->sinks[o], error);
-    dpi_status status = sink_open(specs[o], &options, &r->sinks[o], error);
+    r->hands_over[o] = strcmp(specs[o], ROWS) == 0;
+    r->hands_any |= r->hands_over[o];
+    dpi_status status = sink_open(r->hands_over[o] ? "none" : specs[o], &options, &r->sinks[o], error);
     for (size_t i = 0; i < s->sig.input_count && !status; i++)
         if (r->sources[i] && source_file_fd(r->sources[i]) >= 0 &&
             sink_same_file(r->sinks[o], source_file_fd(r->sources[i])))
@@ -234,10 +240,14 @@ static dpi_status open_sink(run *r, const char *const *specs, size_t o, dpi_erro
     return status;
 }
 
+/* Whether an output's rows come through the arena as they are: the caller takes them, or writes them to the file. */
+static bool in_arena(const run *r, size_t o) { return r->hands_over[o] || (r->s->strict && sink_fd(r->sinks[o]) >= 0); }
+
 static dpi_status open_sinks(run *r, dpi_error *error)
 {
     const dpi_session *s = r->s;
     const char *specs[PORT_MAX] = {NULL};
+    r->names = source_with_names(r);
     dpi_status status = match_sinks(r, specs, error);
     for (size_t o = 0; o < s->sig.output_count && !status; o++) {
         status = open_sink(r, specs, o, error);
@@ -245,12 +255,12 @@ static dpi_status open_sinks(run *r, dpi_error *error)
             break;
         r->record_bytes[o] = sink_record_bytes(r->sinks[o]);
         r->has_text |= sink_is_text(r->sinks[o]);
-        if (s->strict && sink_fd(r->sinks[o]) >= 0 &&
+        if (in_arena(r, o) &&
             !shape_row_bytes(s->sig.outputs[o].dtype, r->out[o], s->sig.outputs[o].rank, &r->record_bytes[o]))
             status = error_set(error, DPI_E_MODEL, "the output %s has rows of no size", s->sig.outputs[o].name);
     }
-    r->in_order = r->has_text || s->strict;
-    return status;
+    r->in_order = r->has_text || s->strict || r->hands_any;
+    return status ? status : run_check_rows(r, error);
 }
 
 /* ---- telling the workers ---------------------------------------------------------------------------------------- */
@@ -292,8 +302,8 @@ static dpi_status tell_workers(run *r, dpi_error *error)
     }
     for (size_t o = 0; o < s->sig.output_count; o++) {
         json_t *one = json_pack("{s:I, s:i, s:b, s:s}", "data_offset", (json_int_t)sink_data_offset(r->sinks[o]), "top",
-                                (int)(sink_record_bytes(r->sinks[o]) / sizeof(sink_top)), "in_arena",
-                                s->strict && sink_fd(r->sinks[o]) >= 0, "name", sink_spec(r->sinks[o]));
+                                (int)(sink_record_bytes(r->sinks[o]) / sizeof(sink_top)), "in_arena", in_arena(r, o),
+                                "name", sink_spec(r->sinks[o]));
         if (one && !s->strict)
             add_fd(one, "fd", sink_fd(r->sinks[o]), fds, &fd_count);
         json_array_append_new(sinks, one ? one : json_object());
@@ -383,10 +393,12 @@ static dpi_status write_up_to(run *r, const run_chunk *chunk, uint64_t end, dpi_
         return DPI_OK;
     uint64_t skip = r->written - chunk->at;
     for (size_t o = 0; o < r->s->sig.output_count && !status; o++) {
-        const char *records = r->record_bytes[o] ? batch_records(r->s, chunk->ticket, o) : NULL;
+        const char *records = r->record_bytes[o] && !r->hands_over[o] ? batch_records(r->s, chunk->ticket, o) : NULL;
         if (records)
             status = write_rows(r, o, records + skip * r->record_bytes[o], end - r->written, error);
     }
+    if (!status && r->hands_any)
+        status = run_hand_over(r, chunk, r->written, end, error);
     r->written = status ? r->written : end;
     return status;
 }
@@ -466,6 +478,8 @@ static dpi_status finish_chunk(run *r, dpi_error *error)
         write_back(r);
         if (!status)
             status = run_record(r, false, error);
+        if (!status && r->hands_any && !r->cancelled)
+            status = run_write(r, error);
         if (!status && r->cancelled && !drained)
             status = drain_chunks(r, error);
         drained |= r->cancelled;
@@ -545,12 +559,13 @@ static void show_run(const run *r, uint64_t rows)
 static uint64_t slices_of_chunk(const run *r)
 {
     const dpi_session *s = r->s;
-    uint64_t bytes = 0, slices = CHUNK_SLICES, least = s->strict ? CHUNK_ROUNDS * s->count : 1;
+    bool bounded = s->strict || r->hands_any;
+    uint64_t bytes = 0, slices = CHUNK_SLICES, least = bounded ? CHUNK_ROUNDS * s->count : 1;
     for (size_t o = 0; o < s->sig.output_count; o++)
         bytes += r->record_bytes[o] * s->max_rows;
     if (r->has_text && CHUNK_RECORDS / s->max_rows < slices)
         slices = CHUNK_RECORDS / s->max_rows;
-    if (s->strict && bytes && CHUNK_BYTES / bytes < slices)
+    if (bounded && bytes && CHUNK_BYTES / bytes < slices)
         slices = CHUNK_BYTES / bytes;
     return slices > least ? slices : least;
 }

@@ -26,7 +26,9 @@ typedef struct run {
     sink *sinks[PORT_MAX];
     int64_t in[PORT_MAX][DPI_MAX_RANK], out[PORT_MAX][DPI_MAX_RANK];
     size_t record_bytes[PORT_MAX];
-    char stdin_content[HASH_HEX_SIZE]; /* the hash of what was read from a pipe; "" where none was */
+    bool hands_over[PORT_MAX], hands_any; /* outputs whose rows the caller takes */
+    const source *names;                  /* one of sources; NULL: rows have none */
+    char stdin_content[HASH_HEX_SIZE];    /* the hash of what was read from a pipe; "" where none was */
     bool stdin_taken;
     uint64_t first_row, rows, chunk_rows;
     uint32_t job;
@@ -73,6 +75,12 @@ dpi_status run_finish_sinks(run *r, dpi_error *error);
 void run_close_sinks(run *r, dpi_status status, dpi_error *error);
 /* in_order: writes the leading finished rows of the first chunk in flight to the sinks. run.c */
 dpi_status run_write(run *r, dpi_error *error);
+
+/* ---- run_rows.c ---- */
+/* Whether what the options say of outputs that the caller takes can be: DPI_E_ARGUMENT. Sinks are open. */
+dpi_status run_check_rows(const run *r, dpi_error *error);
+/* Hands rows [begin, end) of the result over, which stand in `chunk`. */
+dpi_status run_hand_over(run *r, const run_chunk *chunk, uint64_t begin, uint64_t end, dpi_error *error);
 
 /* ---- batch_done.c ---- */
 /* Where the words of a chunk stand. */
