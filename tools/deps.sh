@@ -80,6 +80,7 @@ test | check)
     install tests.stamp requirements/tests.txt tests
     install package.stamp requirements/package.txt into package
     install report.stamp requirements/report.txt into report
+    install arrow.stamp requirements/arrow.txt into arrow
     if [ "$(uname -m)" != x86_64 ]; then
         echo "PyTorch is pinned for x86-64 only: tests that need it are skipped"
     elif [ "${DPI_NO_TORCH:-}" = 1 ]; then

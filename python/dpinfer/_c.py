@@ -140,6 +140,21 @@ class CProgress(Structure):
 PROGRESS_FN = CFUNCTYPE(c_int, c_void_p, POINTER(CProgress))
 
 
+class CRows(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("first", c_uint64),
+        ("count", c_size_t),
+        ("outputs", POINTER(CTensor)),
+        ("output_count", c_size_t),
+        ("names", POINTER(c_char_p)),
+        ("bad", POINTER(c_bool)),
+    ]
+
+
+ROWS_FN = CFUNCTYPE(c_int, c_void_p, POINTER(CRows))
+
+
 class CPreprocess(Structure):
     _fields_ = [
         ("struct_size", c_size_t),
@@ -178,6 +193,8 @@ class CRunOptions(Structure):
         ("preprocess", POINTER(CPreprocess)),
         ("loader_threads", c_uint32),
         ("spool_max_bytes", c_uint64),
+        ("take_rows", ROWS_FN),
+        ("take_rows_context", c_void_p),
     ]
 
 
@@ -283,6 +300,7 @@ STRUCTURES = {
     "dpi_options": COptions,
     "dpi_batch": CBatch,
     "dpi_progress": CProgress,
+    "dpi_rows": CRows,
     "dpi_preprocess": CPreprocess,
     "dpi_run_options": CRunOptions,
     "dpi_run_result": CRunResult,

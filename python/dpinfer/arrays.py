@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from typing import Any, Dict, Optional, Tuple
 
@@ -90,6 +91,15 @@ def _foreign(value: Any) -> Array:
         f"a batch is numpy arrays, torch tensors, or what speaks DLPack or the buffer protocol, and a "
         f"{type(value).__name__} was given"
     )
+
+
+def copy_of(view: Any) -> Array:
+    """A C tensor in memory of the session, as an array of the caller's."""
+    shape, dtype = tuple(view.shape[: view.rank]), numpy_dtype(view.dtype)
+    array = np.empty(shape, dtype)
+    if array.nbytes:
+        ctypes.memmove(array.ctypes.data, view.data, array.nbytes)
+    return array
 
 
 def to_torch(array: Array, number: int, device: Optional[Any]) -> Any:

@@ -17,6 +17,7 @@ from . import _c, _loader
 from .arrays import is_torch, numpy_dtype, to_numpy, torch_module
 from .parallel import DataParallel
 from .session import STEP_MS, Pending, Session
+from .tables import TableOfResults, is_table, pyarrow_for
 
 LOOK_MS = 5  # for new rows, while a batch is in flight
 JOIN_SECONDS = 10.0
@@ -270,6 +271,8 @@ def run(
     batch_size: int = 64,
     progress: Optional[bool] = None,
     start_method: Optional[str] = None,
+    top: Optional[int] = None,
+    labels: Union[None, str, "os.PathLike[str]"] = None,
     **options: Any,
 ) -> Any:
     """A whole data set through all devices. Raises what :class:`DistributedSampled` raises, for a path :meth:`Session.run`.
@@ -278,20 +281,32 @@ def run(
         model, num_workers, batch_size, start_method, options: as of :class:`DistributedSampled`.
         dataset: as of :class:`DistributedSampled`, or a path (or "random:SHAPE:DTYPE:N"): that is read by the workers
             themselves, memory-mapped, and a run that was stopped goes on.
-        output: file of the results, .npy (for a path also .csv, the top classes), or one per output; it appears when whole.
-            None: results are returned.
+        output: file of the results, .npy (for a path also .npz, .csv and .jsonl), or one per output; it appears when whole.
+            Or one table of all outputs, .parquet or .arrow, for any data set. None: results are returned.
+        top, labels: the best classes of each row, as of :meth:`Session.run`; for a data set of Python only in a table.
         progress: a bar by tqdm; None: in terminals and notebooks where tqdm is installed.
 
     Returns:
         With `output`, the number of rows; without, what the model gives for all rows at once.
     """
     if isinstance(dataset, (str, os.PathLike)):
-        return _run_file(model, os.fspath(dataset), output, progress, options)
+        return _run_file(model, os.fspath(dataset), output, progress, options, top, labels)
+    files = None if output is None else [output] if isinstance(output, (str, os.PathLike)) else list(output)
+    tables = [os.fspath(f) for f in files or [] if is_table(f)]
+    if tables and len(files or []) != 1:
+        raise ValueError("a table has all outputs: name it alone")
+    if tables:
+        pyarrow_for(tables[0])  # before the model is opened
+    elif top is not None or labels is not None:
+        raise ValueError("top and labels of a data set of Python are for tables: .parquet or .arrow")
     with DistributedSampled(
         model, dataset, num_workers, batch_size=batch_size, start_method=start_method, **options
     ) as results:  # fmt: skip
-        files = None if output is None else [output] if isinstance(output, (str, os.PathLike)) else list(output)
-        kept: Union[_Files, _Kept] = _Files(files, results, len(dataset) if results._whole else None) if files else _Kept(results)
+        kept: Union[_Files, _Kept, TableOfResults]
+        if tables:
+            kept = TableOfResults(tables[0], results._session, top, labels)
+        else:
+            kept = _Files(files, results, len(dataset) if results._whole else None) if files else _Kept(results)
         bar = _Progress(len(dataset) if results._whole else None, progress)
         try:
             for result in results:
@@ -393,16 +408,18 @@ def _join(parts: List[Tuple[Any, ...]], results: DistributedSampled) -> Tuple[An
     return tuple(np.concatenate(column) for column in columns)
 
 
-def _run_file(model: Any, source: str, output: Any, progress: Optional[bool], options: Any) -> int:
+def _run_file(model: Any, source: str, output: Any, progress: Optional[bool], options: Any, top: Any, labels: Any) -> int:
     if output is None:
         raise ValueError("the results of a file go to a file: give output")
     outputs = [os.fspath(output)] if isinstance(output, (str, os.PathLike)) else [os.fspath(o) for o in output]
+    for file in filter(is_table, outputs):
+        pyarrow_for(file)  # before the model is opened
     owned = not isinstance(model, (DataParallel, Session))
     opened = DataParallel(model, **options) if owned else model
     session: Session = opened if isinstance(opened, Session) else opened.session
     bar = _Progress(None, progress)
     try:
-        return session.run([source], outputs, bar.set)
+        return session.run([source], outputs, bar.set, top=top, labels=labels)
     finally:
         bar.close()
         if owned:

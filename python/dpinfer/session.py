@@ -15,12 +15,13 @@ from typing import Any, Callable, Dict, Generator, List, Mapping, Optional, Sequ
 import numpy as np
 
 from . import _c
-from .arrays import DTYPES, Array, is_torch, numpy_dtype, to_numpy
-from .errors import ClosedError, DataError, ForkedError, Timeout
+from .arrays import DTYPES, Array, copy_of, is_torch, numpy_dtype, to_numpy
+from .errors import BadRows, ClosedError, DataError, ForkedError, Timeout
 from .events import Waiters
 from .facts import Description, Stats, WorkerInfo, WorkerStats, from_struct
 from .images import Preprocess
 from .options import Options
+from .tables import table_of
 
 STEP_MS = 100  # a wait comes back to Python this often, so that an interrupt is heard
 
@@ -133,7 +134,7 @@ class Pending:
                 if status == _c.TIMEOUT:
                     return False
                 if views and not status:
-                    self._outputs = [_copy_view(views[i]) if y is None else y for i, y in enumerate(outputs)]
+                    self._outputs = [copy_of(views[i]) if y is None else y for i, y in enumerate(outputs)]
                     _c.library().dpi_release(handle.pointer, self._ticket, None)
             finally:
                 handle.leave()
@@ -201,15 +202,6 @@ class Pending:
         elif not self.done():  # no descriptor in thread isolation
             await asyncio.get_running_loop().run_in_executor(None, self._poll, 0)
         return self.result()
-
-
-def _copy_view(view: Any) -> Array:
-    """An output in the session's own memory, as an array of the caller's."""
-    shape, dtype = tuple(view.shape[: view.rank]), numpy_dtype(view.dtype)
-    array = np.empty(shape, dtype)
-    if array.nbytes:
-        ctypes.memmove(array.ctypes.data, view.data, array.nbytes)
-    return array
 
 
 _Port = Tuple[bytes, int, Tuple[int, ...]]
@@ -518,19 +510,26 @@ class Session:
         preprocess: Union[None, str, Preprocess] = None,
         loader_threads: int = 0,
         spool_max_bytes: int = 0,
+        top: Optional[int] = None,
+        labels: Union[None, str, "os.PathLike[str]"] = None,
     ) -> int:
         """A data set in files, through all devices: workers read and write it themselves. Returns the number of rows.
 
         Args:
             inputs: "[NAME=]FILE.npy", "[NAME=]random:SHAPE:DTYPE:N" or images for each input: a folder, ``photos/*.jpg``,
                 "list.txt", "shards-{000..009}.tar" or ".tar.gz"; their folders must be among the session's ``data_folders``.
-            outputs: "[NAME=]FILE.npy", "[NAME=]FILE.csv" or "none" for each output; they appear when whole. A run that was
-                stopped goes on where it ended when it is called again.
+            outputs: "[NAME=]FILE.npy", "[NAME=]FILE.npz", "[NAME=]FILE.csv", "[NAME=]FILE.jsonl" or "none" for each output;
+                they appear when whole. A run that was stopped goes on where it ended when it is called again. Or one table
+                of all outputs (with NAME, of that one), "FILE.parquet" or "FILE.arrow", see :mod:`dpinfer.tables`: such a
+                run begins anew.
             progress: called with rows done and rows in all, about ten times a second.
             preprocess: how images become rows: a recipe's name ("imagenet", "clip", "none") or :class:`Preprocess`.
             loader_threads: of each worker, that decode images; 0: as many as it has processors.
             spool_max_bytes: of what is kept in TMPDIR meanwhile: a pipe on standard input, what compressed tars hold; 0:
                 64 GiB.
+            top: how many classes of a row, best first; for .csv and .jsonl (1 without it) and for tables, which then have
+                them instead of the outputs.
+            labels: file with the classes' names, one a line.
 
         Raises:
             BadRows: done, but for rows that could not be had or computed (``on_bad_row="skip"``).
@@ -547,6 +546,17 @@ class Session:
                 interrupt.append(raised)
                 return 1
 
+        table, outputs = table_of(self, outputs, top, labels)
+
+        def take(_: Any, p: Any) -> int:
+            assert table is not None
+            try:
+                table.take(p.contents)
+                return 0
+            except BaseException as raised:
+                interrupt.append(raised)
+                return 1
+
         o, result, error = _c.CRunOptions(struct_size=ctypes.sizeof(_c.CRunOptions)), _c.CRunResult(), _c.CError()
         o.inputs, o.input_count = (ctypes.c_char_p * len(inputs))(*map(os.fsencode, inputs)), len(inputs)
         o.outputs, o.output_count = (ctypes.c_char_p * len(outputs))(*map(os.fsencode, outputs)), len(outputs)
@@ -555,13 +565,23 @@ class Session:
             o.preprocess = ctypes.pointer(how._as_struct())
         o.loader_threads, o.spool_max_bytes = loader_threads, spool_max_bytes
         o.progress, result.struct_size = _c.PROGRESS_FN(tell), ctypes.sizeof(_c.CRunResult)
-        self._handle.enter()
+        if table is not None:
+            o.take_rows = _c.ROWS_FN(take)
+        else:
+            o.top, o.labels_path = top or 0, None if labels is None else os.fsencode(labels)
         try:
-            status = _c.library().dpi_run(self._handle.pointer, o, result, error)
+            self._handle.enter()
+            try:
+                status = _c.library().dpi_run(self._handle.pointer, o, result, error)
+            finally:
+                self._handle.leave()
+            if interrupt:
+                raise interrupt[0]
+            if table is not None and status in (0, BadRows.status):
+                table.end()
         finally:
-            self._handle.leave()
-        if interrupt:
-            raise interrupt[0]
+            if table is not None:
+                table.drop()
         if status:
             raise _c.failure(status, error)
         return int(result.rows)

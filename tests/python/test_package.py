@@ -12,7 +12,7 @@ if missing or os.environ.get("DPI_SANITIZE"):
     print(f"skipped: {'the sanitizer is not in the interpreter' if not missing else 'no ' + ', '.join(missing)}")
     sys.exit(SKIPPED)
 source = here.parent.parent
-extras = [str(folder) for folder in (source / ".deps" / "torch", source / ".deps" / "package") if folder.is_dir()]
+extras = [str(folder) for folder in (source / ".deps" / "torch", source / ".deps" / "package", source / ".deps" / "arrow") if folder.is_dir()]
 environment = {
     **os.environ,
     "DPINFER_LIBRARY": f"{os.environ['DPI_BUILD']}/libdpinfer.so",
