@@ -448,8 +448,9 @@ typedef struct dpi_run_options {
      * after another, nothing else) or "[NAME=]random:SHAPE:DTYPE:N" (SHAPE as 3x224x224 without the row axis); "-" or
      * "raw:SHAPE:DTYPE:-" is standard input, of which a pipe is first copied to an unlinked file in TMPDIR, at most
      * spool_max_bytes. "FILE.npz" without NAME is the source of every input whose name a member has. Stored members are
-     * read in place; deflated ones are inflated into memory first. Row i of every source belongs to row i of the
-     * result. Images: a folder (the images in it and below, sorted by path, bytewise), a pattern "photos/a*.jpg"
+     * read in place, and their checksum is compared where all of their rows are read: DPI_E_DATA, and no sink gets its
+     * name, where it is another; deflated ones are inflated into memory first. Row i of every source belongs to row i
+     * of the result. Images: a folder (the images in it and below, sorted by path, bytewise), a pattern "photos/a*.jpg"
      * (sorted), one image, a list "FILE.txt" of paths (one a line, in this order, relative to the list), each of them
      * with or without "images:" in front; or WebDataset tars, "FILE.tar", a pattern or "shards-{000..009}.tar" (one row
      * per sample, in the tars' order), also .tar.gz, .tgz, .tar.zst, .tar.xz, .tar.bz2 and .tar.lz4, whose images are

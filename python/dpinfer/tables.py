@@ -40,13 +40,14 @@ def pyarrow_for(file: Union[str, "os.PathLike[str]"]) -> Any:
 class _Tensor:
     """An output as one column: single values, or lists of fixed size, or tensors of fixed shape."""
 
-    def __init__(self, arrow: Any, name: str, number: int, axes: Tuple[int, ...]) -> None:
+    def __init__(self, arrow: Any, name: str, number: int, axes: Tuple[int, ...], whole_nulls: bool) -> None:
         self._arrow, self._bf16, self._axes = arrow, number == BFLOAT16, axes
         self._elements = int(np.prod(axes, dtype=np.int64))
         if axes and not self._elements:
             raise DataError(f"the output {name} has rows without elements, which no column holds")
         value = arrow.from_numpy_dtype(np.float32 if self._bf16 else numpy_dtype(number))
         kind = value if not axes else arrow.list_(value, self._elements)
+        self._whole_nulls = whole_nulls
         self._kind = arrow.fixed_shape_tensor(value, list(axes)) if len(axes) > 1 else kind
         self.fields = [arrow.field(name, self._kind)]
 
@@ -57,8 +58,10 @@ class _Tensor:
             values = (values.astype(np.uint32) << 16).view(np.float32)
         if not self._axes:
             return [self._arrow.array(values, mask=bad)]
-        flat = self._arrow.array(np.ascontiguousarray(values).reshape(-1))
-        lists = self._arrow.FixedSizeListArray.from_arrays(flat, self._elements, mask=None if bad is None else self._arrow.array(bad))
+        whole = None if bad is None or not self._whole_nulls else self._arrow.array(bad)
+        parts = None if bad is None or self._whole_nulls else np.repeat(bad, self._elements)
+        flat = self._arrow.array(np.ascontiguousarray(values).reshape(-1), mask=parts)
+        lists = self._arrow.FixedSizeListArray.from_arrays(flat, self._elements, mask=whole)
         return [self._arrow.ExtensionArray.from_storage(self._kind, lists) if len(self._axes) > 1 else lists]
 
 
@@ -176,14 +179,15 @@ class Table:
 
     def _open(self, named: bool, shapes: Sequence[Tuple[int, ...]]) -> None:
         arrow = self._arrow
+        parquet = self._file.suffix == ".parquet"
+        whole_nulls = not parquet or int(arrow.__version__.split(".")[0]) >= 26  # older ones cannot write such lists
         for (name, number), axes in zip(self._outputs, shapes):
             self._columns.append(
-                _Tensor(arrow, name, number, axes) if self._top is None else _Classes(arrow, name, number, axes, self._top, self._labels)
+                _Tensor(arrow, name, number, axes, whole_nulls) if self._top is None else _Classes(arrow, name, number, axes, self._top, self._labels)
             )
         fields = [arrow.field("row", arrow.int64()), *([arrow.field("name", arrow.string())] if named else [])]
         schema = arrow.schema(fields + [f for c in self._columns for f in c.fields])
         self._sink = arrow.PythonFile(os.fdopen(os.dup(self._descriptor or 0), "wb"), "w")
-        parquet = self._file.suffix == ".parquet"
         words = [f.name for f in schema if f.type in (arrow.string(), arrow.int32())] or False  # numbers rarely come again
         self._writer = (
             arrow.parquet.ParquetWriter(self._sink, schema, use_dictionary=words) if parquet else arrow.ipc.new_file(self._sink, schema)

@@ -101,6 +101,11 @@ const char *source_row_name(const source *s, uint64_t row, char buffer[SOURCE_NA
 }
 
 bool source_is_dear(const source *s) { return s->kind->load != NULL; }
+bool source_promises(const source *s, source_promise *promise)
+{
+    *promise = s->promise;
+    return s->promises;
+}
 const char *source_fact(const source *s) { return s->fact; }
 const char *source_warning(const source *s) { return s->warning; }
 

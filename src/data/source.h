@@ -74,6 +74,13 @@ void row_scratch_free(row_scratch *scratch);
  * process that source_open_index has opened it in. */
 dpi_status source_row_load(const source *s, uint64_t row, void *to, row_scratch *scratch, dpi_error *error);
 
+/* What its file says of `bytes` bytes of source_fd from `offset` on, all rows among them, and nobody has compared. */
+typedef struct source_promise {
+    uint64_t offset, bytes;
+    uint32_t crc; /* zip_crc */
+} source_promise;
+bool source_promises(const source *s, source_promise *promise); /* false: nothing */
+
 /* For a journal: what tells of all that decides its rows. NULL: the file of source_file_fd does, or the
  * spec. */
 const char *source_fact(const source *s);

@@ -29,6 +29,8 @@ struct source {
     uint64_t data_offset;
     bool aligned;
     char *worker_spec; /* NULL: spec */
+    source_promise promise;
+    bool promises;
     /* random: */
     uint64_t seed;
     /* images */

@@ -88,6 +88,8 @@ static dpi_status open_member(source *s, const char *path, const zip_member *m, 
         offset = 0;
         bytes = m->bytes;
     }
+    s->promises = !status && zip_is_stored(m); /* inflating has compared it */
+    s->promise = (source_promise){.offset = offset, .bytes = m->bytes, .crc = m->crc};
     char *name = text_format("%s:%s", path, m->name);
     if (!status && !name)
         status = error_set(error, DPI_E_SYSTEM, "out of memory");

@@ -180,6 +180,13 @@ void zip_free(zip_directory *d)
 
 /* ---- members ---------------------------------------------------------------------------------------------------- */
 
+uint32_t zip_crc(uint32_t crc, const void *data, size_t bytes) { return (uint32_t)crc32_z(crc, data, bytes); }
+
+uint32_t zip_crc_combine(uint32_t first, uint32_t second, uint64_t bytes)
+{
+    return (uint32_t)crc32_combine64(first, second, (off64_t)bytes);
+}
+
 bool zip_is_stored(const zip_member *member) { return member->method == STORED; }
 
 dpi_status zip_find(int fd, uint64_t file_bytes, const char *name, const zip_member *m, uint64_t *offset,

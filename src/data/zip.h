@@ -30,6 +30,11 @@ typedef struct zip_directory {
 dpi_status zip_read(int fd, uint64_t file_bytes, const char *name, zip_directory *directory, dpi_error *error);
 void zip_free(zip_directory *directory);
 
+/* The checksum that members have, of bytes behind those that gave `crc` (0: the first ones); of two parts, `bytes` in
+ * the second. */
+uint32_t zip_crc(uint32_t crc, const void *data, size_t bytes);
+uint32_t zip_crc_combine(uint32_t first, uint32_t second, uint64_t bytes);
+
 bool zip_is_stored(const zip_member *member);
 /* Where a member's bytes begin; they are within the file. DPI_E_DATA: neither stored nor deflated, encrypted, damaged.
  */

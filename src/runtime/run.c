@@ -324,7 +324,7 @@ static dpi_status tell_workers(run *r, dpi_error *error)
 static void show_progress(run *r, bool last)
 {
     int64_t now = clock_now_ns();
-    if (!r->o->progress || (!last && (r->cancelled || now - r->shown_ns < 100000000)))
+    if (!last && now - r->shown_ns < 100000000)
         return;
     r->shown_ns = now;
     uint64_t done = r->resumed_rows;
@@ -333,6 +333,9 @@ static void show_progress(run *r, bool last)
         r->worker_rows[w] = atomic_load(&r->s->workers[w].page->rows) - r->base_rows[w];
         done += r->worker_rows[w];
     }
+    run_check_follow(r->check, done); /* slices are dealt in order */
+    if (!r->o->progress || (r->cancelled && !last))
+        return;
     dpi_progress p = {.struct_size = sizeof p,
                       .rows_done = done < r->rows ? done : r->rows,
                       .rows_total = r->rows,
@@ -570,6 +573,22 @@ static uint64_t slices_of_chunk(const run *r)
     return slices > least ? slices : least;
 }
 
+static bool stop_waiting(void *context)
+{
+    run *r = context;
+    show_progress(r, true);
+    return r->cancelled;
+}
+
+/* Of the sources; 0 where the model takes none. */
+static uint64_t all_rows(const run *r)
+{
+    for (size_t i = 0; i < r->s->sig.input_count; i++)
+        if (r->sources[i])
+            return source_rows(r->sources[i]);
+    return 0;
+}
+
 static dpi_status run_all(run *r, dpi_error *error)
 {
     dpi_status status = open_sources(r, error);
@@ -589,6 +608,10 @@ static dpi_status run_all(run *r, dpi_error *error)
     for (size_t w = 0; w < r->s->count; w++)
         r->base_rows[w] = atomic_load(&r->s->workers[w].page->rows);
     show_run(r, r->rows);
+    if (!r->sealed && r->rows == all_rows(r))
+        status = run_check_start(r->sources, r->s->sig.input_count, &r->check, error);
+    if (status)
+        return status;
     if (r->resumed_rows)
         show_progress(r, true);
     if (r->rows > r->resumed_rows) {
@@ -601,6 +624,8 @@ static dpi_status run_all(run *r, dpi_error *error)
             status = run_chunks(r, error);
         session_end_job(r->s, r->job);
     }
+    if (!status)
+        status = run_check_wait(r->check, stop_waiting, r, error);
     if (!status)
         status = run_finish_sinks(r, error);
     if (!status)
@@ -630,6 +655,7 @@ dpi_status session_run(dpi_session *s, const dpi_run_options *options, dpi_run_r
         r->lead = -1;
         r->began_ns = clock_now_ns();
         status = run_all(r, error);
+        run_check_end(r->check);
         if (result) {
             result->rows = r->rows;
             result->seconds = (double)(clock_now_ns() - r->began_ns) * 1e-9;

@@ -6,6 +6,7 @@
 #include "data/journal.h"
 #include "data/sink.h"
 #include "data/source.h"
+#include "runtime/run_check.h"
 #include "runtime/session.h"
 
 #define CHUNKS_IN_FLIGHT 3
@@ -41,6 +42,7 @@ typedef struct run {
     run_chunk chunks[CHUNKS_IN_FLIGHT]; /* a ring, in order of rows */
     size_t head, in_flight;
     uint64_t written; /* in_order: all rows before it are in the sinks */
+    run_check *check; /* NULL: nothing to compare, or not every row is read */
 
     /* ---- run_journal.c ---- */
     journal *journals[PORT_MAX]; /* one for each sink with a file; the first is the one with the records */

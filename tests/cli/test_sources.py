@@ -76,6 +76,28 @@ at = whole.rindex(b"PK\x01\x02") # the last member claims more than any memory
 (work / "bad.npz").write_bytes(whole[:at + 24] + struct.pack("<I", 0xfffffffe) + whole[at + 28:])
 run("--input", "bad.npz", code=2, says="bad.npz")
 
+# The checksum of a stored member: whoever reads all of it hears of damage, and nothing gets its name
+whole = (work / "stored.npz").read_bytes()
+at = whole.index(x.tobytes()[:64]) + x.nbytes // 2
+(work / "bad.npz").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
+for more in ((), ("--isolation", "thread"), ("--batch", 7, "--devices", "sim:0*3")):
+    run("--input", "bad.npz", "--output", "damaged.npy", "--restart", *more, code=2, says=["bad.npz:x", "is damaged"])
+    run("--input", "bad.npz", "--output", "damaged.csv", "--restart", *more, code=2, says=["bad.npz:x", "is damaged"])
+if (work / "damaged.npy").exists() or (work / "damaged.csv").exists():
+    failures.append("a damaged member gave a result")
+run("--input", "bad.npz", "--output", "damaged.npy", "--batch", 7, "--devices", "sim:0*3", code=2, says="is damaged") # also where all rows are kept already
+same("--input", "ids=bad.npz:ids", "--input", "x=stored.npz:x")
+run("--input", "bad.npz", "--output", "part.npy", "--rows", "0:10", says="10 rows")
+long = np.arange(6_000_000, dtype=np.float32).reshape(-1, 3, 4) # several pieces, the last one not whole
+np.savez(work / "long.npz", x=long)
+np.save(work / "long.npy", long)
+run("--input", "long.npy", "--output", "long.out.npy", model="one.sim")
+same("--input", "long.npz", model="one.sim", to="long.out.npy")
+data = bytearray((work / "long.npz").read_bytes())
+data[-500] ^= 128
+(work / "long.npz").write_bytes(data)
+run("--input", "long.npz", "--output", "spoilt.npy", model="one.sim", code=2, says=["long.npz", "is damaged"])
+
 # Raw files
 (work / "x.bin").write_bytes(x.tobytes())
 same("--input", "raw:3x4:float32:x.bin", model="one.sim", to="one.npy")
