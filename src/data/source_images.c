@@ -104,9 +104,9 @@ static dpi_status start_decoder(source *s, dpi_error *error)
     if (!module)
         return DPI_E_BACKEND;
     pthread_mutex_lock(&starting);
-    started = started || module->begin(why, sizeof why);
+    bool good = started = started || module->begin(why, sizeof why);
     pthread_mutex_unlock(&starting);
-    if (!started)
+    if (!good)
         return error_set(error, DPI_E_BACKEND, "%s: %s", module->library, why);
     s->module = module;
     s->table = image_plan_table(s->index.plan);
