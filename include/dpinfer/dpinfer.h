@@ -19,7 +19,8 @@
  * - A session may be used from several threads at once. dpi_close must be the last call on it.
  * - After fork(), a child may only call dpi_close on an inherited session, which unmaps and nothing else; every
  *   other call returns DPI_E_FORKED.
- * - dpinfer starts one thread per session in the caller's process (the supervisor). It installs no signal handler.
+ * - dpinfer starts one thread per session in the caller's process (the supervisor); isolation=thread and strict, traces
+ *   and runs from .npz start more. It installs no signal handler.
  */
 #ifndef DPINFER_DPINFER_H
 #define DPINFER_DPINFER_H

@@ -26,7 +26,7 @@ try:
 except ImportError:
     sys.stderr.write(
         f"dpinfer: the report is drawn with matplotlib, which {sys.executable} lacks: pip install 'matplotlib>=3.7' "
-        "(pip install 'dpinfer[report]'), or name another Python in DPINFER_PYTHON\n"
+        "(pip install matplotlib), or name another Python in DPINFER_PYTHON\n"
     )
     sys.exit(2)
 

@@ -516,12 +516,12 @@ class Session:
         """A data set in files, through all devices: workers read and write it themselves. Returns the number of rows.
 
         Args:
-            inputs: "[NAME=]FILE.npy", "[NAME=]random:SHAPE:DTYPE:N" or images for each input: a folder, ``photos/*.jpg``,
-                "list.txt", "shards-{000..009}.tar" or ".tar.gz"; their folders must be among the session's ``data_folders``.
+            inputs: "[NAME=]FILE.npy", "[NAME=]FILE.npz[:MEMBER]", "[NAME=]raw:SHAPE:DTYPE:FILE",
+                "[NAME=]random:SHAPE:DTYPE:N" or images for each input: a folder, ``photos/*.jpg``, "list.txt", "shards-{000..009}.tar" or ".tar.gz"; their folders must be among the session's ``data_folders``.
             outputs: "[NAME=]FILE.npy", "[NAME=]FILE.npz", "[NAME=]FILE.csv", "[NAME=]FILE.jsonl" or "none" for each output;
                 they appear when whole. A run that was stopped goes on where it ended when it is called again. Or one table
-                of all outputs (with NAME, of that one), "FILE.parquet" or "FILE.arrow", see :mod:`dpinfer.tables`: such a
-                run begins anew.
+                of all outputs (with NAME, of that one), "FILE.parquet" or "FILE.arrow", written by pyarrow: such a run
+                begins anew.
             progress: called with rows done and rows in all, about ten times a second.
             preprocess: how images become rows: a recipe's name ("imagenet", "clip", "none") or :class:`Preprocess`.
             loader_threads: of each worker, that decode images; 0: as many as it has processors.

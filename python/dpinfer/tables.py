@@ -29,7 +29,7 @@ def pyarrow_for(file: Union[str, "os.PathLike[str]"]) -> Any:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
         raise ImportError(
-            f"{os.fspath(file)} is written by pyarrow, which {sys.executable} lacks: pip install 'dpinfer[arrow]'"
+            f"{os.fspath(file)} is written by pyarrow, which {sys.executable} lacks: pip install pyarrow"
         ) from None
     return pyarrow
 

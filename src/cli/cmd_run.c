@@ -56,13 +56,13 @@ static const char help[] =
     "    nothing. The exit code is 130 or 143 after a signal, 1 after a failure; the message says how many rows\n"
     "    are kept.\n"
     "Where and how\n"
-    "    --devices LIST            auto (default), cpu:0, cpu:0-3,8, cpu:all, cpu:numa0, sim:0; KIND:WHAT*2 is two "
-    "workers\n"
+    "    --devices LIST            auto (default), cpu:0, cpu:0-3,8, cpu:all, cpu:numa0, cuda:0, cuda:GPU-uuid, sim:0;\n"
+    "                              KIND:WHAT*2 is two workers\n"
     "    --batch N|auto            rows per device and engine call (64); auto measures which is best\n"
     "    --split N,N,...           fixed shares of each batch, one per device, instead of learnt ones; --total-batch "
     "N: even\n"
     "                              ones. For bench: a data set is dealt slice by slice\n"
-    "    --precision P             model (default), fp32, fp16, bf16\n"
+    "    --precision P             model (default), fp32, tf32, fp16, bf16\n"
     "    --backend B               tensorrt, openvino, onnxruntime, aoti, sim; --library FILE names its library\n"
     "    --provider NAME --provider-option K=V    ONNX Runtime's execution provider\n"
     "    --shape NAME=RANGE        tensorrt: range of an input's free axes beside the rows: 3x224x224, or\n"
@@ -75,7 +75,7 @@ static const char help[] =
     "                              are NaN or 0 and the exit code is 3; --max-bad-rows N of them (1000) are too many\n"
     "    --max-deaths N            of a device in a row until it is given up (5)\n"
     "    --events FILE             what happens, one JSON object a line: started, compiled, died (signal, last log\n"
-    "                              lines), replayed, retired, bad_row, resumed (docs/reliability.md has the fields)\n"
+    "                              lines), replayed, retired, added, removed, spoilt, bad_row, resumed (docs/reliability.md)\n"
     "    --slice-timeout S, --compile-timeout S    when a worker counts as hanging\n"
     "    --cache-dir DIR, --no-cache               the engine cache\n"
     "    --worker-memory SIZE      most memory of each worker's own, as 4GiB\n"
@@ -85,7 +85,7 @@ static const char help[] =
     "    --arena-max SIZE, --wait auto|block|yield|spin\n"
     "Output\n"
     "    --trace FILE              what every worker did, slice by slice, for ui.perfetto.dev or chrome://tracing\n"
-    "    --json[=FILE], --dry-run (opens and checks everything, computes nothing), -v, -q\n";
+    "    --json[=FILE], --dry-run (opens model and sources, computes nothing), -v, -q\n";
 
 /* Of the time that devices had slices: how much they waited for the rows of one to be loaded. */
 static double loading_share(dpi_session *s, const dpi_description *d)

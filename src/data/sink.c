@@ -224,7 +224,7 @@ dpi_status sink_open(const char *spec, const sink_options *options, sink **out, 
         status = open_part(s, error);
     else if (strcmp(spec, "none") != 0)
         status = error_set(error, DPI_E_DATA,
-                           "%s is no sink that dpinfer writes: FILE.npy, FILE.npz, FILE.csv, FILE.jsonl or none", spec);
+                           "%s is no sink that dpinfer writes: FILE.npy, FILE.npz, FILE.csv, FILE.jsonl or none; tables are written from Python", spec);
     if (status) {
         sink_close(s, false);
         return status;
