@@ -404,7 +404,7 @@ typedef struct dpi_progress {
 } dpi_progress;
 
 /* Called from the thread in dpi_run, about ten times a second and once at the end; while standard input is being read
- * with all numbers 0. Non-zero: finish the slices in flight and return DPI_CANCELLED; it is not called while that lasts. */
+ * or compressed tars are unpacked with all numbers 0. Non-zero: finish the slices in flight and return DPI_CANCELLED; it is not called while that lasts. */
 typedef int (*dpi_progress_fn)(void *context, const dpi_progress *progress);
 
 /* How images become rows (sources of images and tars). What is 0 or NULL follows the recipe, and size, channels, layout
@@ -482,7 +482,7 @@ typedef struct dpi_run_options {
     void *take_rows_context;
 } dpi_run_options;
 
-/* What a dpi_run has done, whatever it came to; all zero where it was refused. */
+/* What a dpi_run has done, whatever it came to; without rows where it was refused. */
 typedef struct dpi_run_result {
     size_t struct_size;
     uint64_t rows;

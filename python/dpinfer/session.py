@@ -21,7 +21,7 @@ from .events import Waiters
 from .facts import Description, Stats, WorkerInfo, WorkerStats, from_struct
 from .images import Preprocess
 from .options import Options
-from .tables import table_of
+from .tables import TableOfResults, table_of
 
 STEP_MS = 100  # a wait comes back to Python this often, so that an interrupt is heard
 
@@ -546,7 +546,7 @@ class Session:
                 interrupt.append(raised)
                 return 1
 
-        table, outputs = table_of(self, outputs, top, labels)
+        table: Optional[TableOfResults] = None
 
         def take(_: Any, p: Any) -> int:
             assert table is not None
@@ -559,17 +559,18 @@ class Session:
 
         o, result, error = _c.CRunOptions(struct_size=ctypes.sizeof(_c.CRunOptions)), _c.CRunResult(), _c.CError()
         o.inputs, o.input_count = (ctypes.c_char_p * len(inputs))(*map(os.fsencode, inputs)), len(inputs)
-        o.outputs, o.output_count = (ctypes.c_char_p * len(outputs))(*map(os.fsencode, outputs)), len(outputs)
         if preprocess is not None:
             how = Preprocess(preprocess) if isinstance(preprocess, str) else preprocess
             o.preprocess = ctypes.pointer(how._as_struct())
         o.loader_threads, o.spool_max_bytes = loader_threads, spool_max_bytes
         o.progress, result.struct_size = _c.PROGRESS_FN(tell), ctypes.sizeof(_c.CRunResult)
-        if table is not None:
-            o.take_rows = _c.ROWS_FN(take)
-        else:
-            o.top, o.labels_path = top or 0, None if labels is None else os.fsencode(labels)
         try:
+            table, outputs = table_of(self, outputs, top, labels)
+            o.outputs, o.output_count = (ctypes.c_char_p * len(outputs))(*map(os.fsencode, outputs)), len(outputs)
+            if table is not None:
+                o.take_rows = _c.ROWS_FN(take)
+            else:
+                o.top, o.labels_path = top or 0, None if labels is None else os.fsencode(labels)
             self._handle.enter()
             try:
                 status = _c.library().dpi_run(self._handle.pointer, o, result, error)

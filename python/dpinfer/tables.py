@@ -130,6 +130,16 @@ def read_labels(file: Union[str, "os.PathLike[str]"]) -> List[str]:
 # ---- the file ------------------------------------------------------------------------------------------------------
 
 
+def _lock(descriptor: int) -> None:
+    """BlockingIOError: somebody else has it. A file system without locks has none."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass
+
+
 def _claim(part: pathlib.Path) -> int:
     """A descriptor of the file, empty and locked: nobody else's while it is open."""
     while True:
@@ -138,7 +148,7 @@ def _claim(part: pathlib.Path) -> int:
         except OSError as error:
             raise DataError(f"cannot create {part}: {error.strerror}") from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
             if os.path.samestat(os.fstat(descriptor), os.lstat(part)):  # else another run has just ended
                 os.truncate(descriptor, 0)
                 return descriptor

@@ -68,12 +68,17 @@ static void sweep(const char *base)
         closedir(d);
 }
 
-/* Takes the lock of a folder just made. False: somebody swept it meanwhile, since it had none. */
+/* Takes the lock of a folder just made, where the file system has locks. False: somebody swept it, since it had none.
+ */
 static bool hold(kernel_folder *k)
 {
     struct stat named;
     k->fd = open(k->path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    return k->fd >= 0 && flock(k->fd, LOCK_EX) == 0 && stat(k->path, &named) == 0;
+    if (k->fd < 0)
+        return false;
+    while (flock(k->fd, LOCK_EX) != 0 && errno == EINTR) {
+    }
+    return stat(k->path, &named) == 0;
 }
 
 static void forget(kernel_folder *k)

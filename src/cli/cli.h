@@ -68,9 +68,9 @@ typedef struct cli_progress {
     const dpi_description *description;
     bool terminal, quiet;
     double next_line_s;
-    const char *output; /* for the line about an earlier run */
-    bool resumed_shown;
-    uint64_t rows_done; /* last seen */
+    const char *output;        /* for the line about an earlier run */
+    bool resumed_shown, whole; /* whole: all rows have been shown as done */
+    uint64_t rows_done;        /* last seen */
 } cli_progress;
 void cli_progress_start(cli_progress *p, const dpi_description *description, bool quiet);
 int cli_progress_show(void *context, const dpi_progress *progress);

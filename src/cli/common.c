@@ -89,13 +89,13 @@ static void draw_bar(const cli_progress *p, const dpi_progress *now, double rate
     double left = rate > 0 ? (double)(now->rows_total - now->rows_done) / rate : 0;
     fprintf(stderr, ", %d:%02d left \033[K", (int)left / 60, (int)left % 60);
     if (now->rows_done == now->rows_total)
-        fputc('\n', stderr);
+        fputc('\n', stderr); /* and no more: checksums may still be compared */
 }
 
 int cli_progress_show(void *context, const dpi_progress *now)
 {
     cli_progress *p = context;
-    if (!now->worker_count) /* standard input is still being read */
+    if (!now->worker_count) /* standard input is still being read, or a compressed tar */
         return cli_signal() != 0;
     p->rows_done = now->rows_done;
     double rate = now->seconds > 0 ? (double)(now->rows_done - now->rows_resumed) / now->seconds : 0;
@@ -105,7 +105,7 @@ int cli_progress_show(void *context, const dpi_progress *now)
                 cli_grouped(now->rows_total, total));
     }
     p->resumed_shown = true;
-    if (!p->quiet && p->terminal)
+    if (!p->quiet && p->terminal && !p->whole)
         draw_bar(p, now, rate);
     else if (!p->quiet && now->seconds >= p->next_line_s) {
         char done[32], total[32];
@@ -113,6 +113,7 @@ int cli_progress_show(void *context, const dpi_progress *now)
                 cli_grouped(now->rows_total, total), rate);
         p->next_line_s = now->seconds + 5;
     }
+    p->whole = now->rows_done == now->rows_total;
     return cli_signal() != 0;
 }
 

@@ -7,7 +7,7 @@
 #include <jansson.h>
 
 #define CHANNEL_MAX_BYTES (512 * 1024)
-#define CHANNEL_MAX_FDS   64
+#define CHANNEL_MAX_FDS   192 /* of a run: 64 sources, their spools, 64 sinks; the kernel takes 253 */
 
 /* A pair of connected SOCK_SEQPACKET sockets, close-on-exec. */
 dpi_status channel_pair(int fds[2], dpi_error *error);

@@ -5,7 +5,7 @@
  *   control   one memfd. The caller writes; workers map it read-only.
  *   inputs    one memfd, an arena. The caller writes; workers map it read-only.
  *   outputs   one memfd, an arena behind the claims of all batch slots. Everybody writes.
- *   page      one memfd per worker and generation. That worker writes; the caller reads and believes nothing.
+ *   page      one memfd per worker, all its generations. That worker writes; the caller reads and believes nothing.
  *
  * Strict isolation: the caller alone has *outputs*, and each worker in its place a memfd of its own in which rows stand
  * where they would in it (*private*); couriers of the caller's bring rows and claim words to their place (mailbox.h).

@@ -6,6 +6,7 @@
 #include "data/spool.h"
 #include "runtime/batch.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -265,9 +266,11 @@ static dpi_status open_sinks(run *r, dpi_error *error)
 
 /* ---- telling the workers ---------------------------------------------------------------------------------------- */
 
+static_assert(CHANNEL_MAX_FDS >= 3 * PORT_MAX, "a run's descriptors go in one message");
+
 static void add_fd(json_t *object, const char *key, int fd, int *fds, size_t *count)
 {
-    if (fd < 0 || *count >= CHANNEL_MAX_FDS)
+    if (fd < 0)
         return;
     json_object_set_new(object, key, json_integer((json_int_t)*count));
     fds[(*count)++] = fd;
@@ -462,6 +465,8 @@ static dpi_status drain_chunks(run *r, dpi_error *error)
         while (!terminal && !atomic_load(&r->s->failed)) {
             cancel_chunks(r);
             batch_done_slices(r->s, chunk->slot, chunk->sequence, slices_of(r, chunk), ignore_slices, NULL, &terminal);
+            /* A slot is another batch's once all its words were terminal. */
+            terminal |= atomic_load(&r->s->control->batches[chunk->slot].sequence) != chunk->sequence;
             if (!terminal)
                 clock_sleep_until_ns(clock_now_ns() + 2000000);
         }
@@ -576,8 +581,16 @@ static uint64_t slices_of_chunk(const run *r)
 static bool stop_waiting(void *context)
 {
     run *r = context;
-    show_progress(r, true);
+    show_progress(r, false);
     return r->cancelled;
+}
+
+/* Rows that were computed from damaged bytes are not kept. */
+static dpi_status compare_checksums(run *r, dpi_error *error)
+{
+    dpi_status status = run_check_wait(r->check, stop_waiting, r, error);
+    r->started &= status != DPI_E_DATA;
+    return status;
 }
 
 /* Of the sources; 0 where the model takes none. */
@@ -625,7 +638,7 @@ static dpi_status run_all(run *r, dpi_error *error)
         session_end_job(r->s, r->job);
     }
     if (!status)
-        status = run_check_wait(r->check, stop_waiting, r, error);
+        status = compare_checksums(r, error);
     if (!status)
         status = run_finish_sinks(r, error);
     if (!status)

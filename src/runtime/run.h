@@ -34,7 +34,7 @@ typedef struct run {
     uint64_t first_row, rows, chunk_rows;
     uint32_t job;
     bool has_text, dear; /* dear: a source's rows are to load */
-    bool in_order; /* rows come through the outputs arena and are written here, in order: text, or strict isolation */
+    bool in_order; /* rows come through the outputs arena and are written here, in order: text, take_rows, or strict isolation */
     int64_t began_ns, shown_ns, written_back_ns;
     uint64_t *base_rows, *worker_rows; /* rows of each worker before the run, and since */
     bool cancelled, bad_rows;

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <time.h>
@@ -94,6 +95,9 @@ static dpi_status check_source(run_check *c, crew *helpers, const source *s, dpi
 static void *check_all(void *context)
 {
     run_check *c = context;
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, NULL); /* the program's signals are for its own threads; helpers inherit it */
     setpriority(PRIO_PROCESS, (id_t)gettid(), NICE); /* helpers inherit it; advice: a failure changes nothing */
     crew *helpers = c->threads > 1 ? crew_new(c->threads - 1) : NULL;
     dpi_status status = DPI_OK;

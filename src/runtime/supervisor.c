@@ -1,4 +1,4 @@
-/* The one thread of ours in the caller's process: has workers started, reads what they say, notices when they die or
+/* The supervisor, a thread of ours in the caller's process: has workers started, reads what they say, notices when they die or
  * hang. What becomes of their work is recovery.c's. */
 #include "runtime/supervisor.h"
 

@@ -360,6 +360,31 @@ static void progress_and_cancel(void **state)
     kit_close(k);
 }
 
+/* A chunk that is over before the first is settled, and its slot another's, while the run is told to stop. */
+static void stopped_while_the_first_chunk_is_slow(void **state)
+{
+    (void)state;
+    dpi_options options = DPI_INIT(dpi_options);
+    const dpi_key_value slow[] = {{"1.slow_at_slice", "10"}, {"1.slow_us", "2000000"}};
+    options.batch = 1;
+    options.queue_depth = 2;
+    options.backend_options = slow;
+    options.backend_option_count = 2;
+    kit *k = kit_open(SIMPLE, "sim:0,sim:7", &options);
+    const char *in[] = {"random:5:float32:40000"}, *out[] = {at("y.npy")};
+    watcher w = {.stop_at = 8300};
+    dpi_run_options o = to(in, 1, out, 1);
+    o.progress = watch;
+    o.progress_context = &w;
+    dpi_error error;
+    assert_int_equal(dpi_run(k->s, &o, NULL, &error), DPI_CANCELLED);
+    o.restart = true;
+    o.progress = NULL;
+    in[0] = "random:5:float32:100";
+    kit_assert_ok(dpi_run(k->s, &o, NULL, &error), error);
+    kit_close(k);
+}
+
 typedef struct long_run {
     kit *k;
     _Atomic int calls;
@@ -668,6 +693,7 @@ int main(void)
         RUN_TEST(the_best_classes_as_csv),
         RUN_TEST(labels_in_csv),
         RUN_TEST(progress_and_cancel),
+        RUN_TEST(stopped_while_the_first_chunk_is_slow),
         RUN_TEST(one_run_at_a_time),
         RUN_TEST(wrong_specs_are_named),
         RUN_TEST(sources_of_different_lengths),

@@ -47,6 +47,12 @@ for words, members in ((["--output", "all.npz"], "yzw"), (["--output", "y=all.np
         for name in archive.files:
             check(np.array_equal(archive[name], whole[name]), f"{words}: {name} differs")
     (work / "all.npz").unlink()
+# As many outputs as there can be: each goes to the workers with a descriptor
+many = work / "many.sim"
+many.write_text("input x float32 N 8\n" + "".join(f"output o{i} float32 N\n" for i in range(64)))
+run("many.sim", "--input", "x.npy", "--output", "many.npz", "--devices", "sim:0*2")
+with np.load(work / "many.npz") as archive:
+    check(len(archive.files) == 64 and all(np.abs(archive[name]).max() > 0 for name in archive.files), "an output was not written")
 run("m.sim", "--input", "x.npy", "--output", "all.npz", "--rows", "7:7")
 check(np.load(work / "all.npz")["z"].shape == (0, 2, 3), "no rows")
 run("m.sim", "--input", "x.npy", "--output", "y=a.npy", "--output", "z=a.npy", code=2, says="two outputs")

@@ -335,3 +335,14 @@ def test_without_pyarrow(place):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=place)
     lines = done.stdout.splitlines()
     assert len(lines) == 2 and all("out.parquet" in line and "pip install pyarrow" in line for line in lines), done.stdout + done.stderr
+
+
+def test_a_wrong_argument_leaves_nothing(place):
+    """The call that is mended then finds no file of the one that was not."""
+    with dpinfer.Session(place / "m.sim", devices="sim:0") as s:
+        with pytest.raises(TypeError):
+            s.run([None], [f"{place}/out.parquet"])
+        with pytest.raises(TypeError):
+            s.run(["random:8:float32:30:7"], [f"{place}/out.parquet"], spool_max_bytes="many")
+        assert not left(place)
+        assert s.run(["random:8:float32:30:7"], [f"{place}/out.parquet"]) == 30
