@@ -371,8 +371,10 @@ void journal_close(journal *j)
 {
     if (!j)
         return;
-    if (j->fd >= 0)
+    if (j->fd >= 0) {
+        flock(j->fd, LOCK_UN); /* also where a process that is just being started still has a copy of the descriptor */
         close(j->fd);
+    }
     row_set_free(&j->done);
     for (size_t i = 0; i < j->bad_count; i++)
         free(j->bad[i].reason);

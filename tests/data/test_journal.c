@@ -8,7 +8,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -117,6 +119,27 @@ static void what_was_written_is_read(void **state)
     assert_int_equal(journal_remove(j, true, &error), DPI_OK);
     assert_int_equal(access(path, F_OK), -1);
     journal_close(j);
+}
+
+/* A process that is just being started has copies of all descriptors until it is the worker. */
+static void a_closed_one_is_nobodys(void **state)
+{
+    (void)state;
+    write_journal();
+    journal *j = reopen();
+    pid_t copy = fork();
+    if (copy == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (;;)
+            pause();
+    }
+    assert_true(copy > 0);
+    journal_close(j);
+    j = reopen();
+    assert_non_null(j);
+    journal_close(j);
+    kill(copy, SIGKILL);
+    assert_int_equal(waitpid(copy, NULL, 0), copy);
 }
 
 static void rows_that_were_left_out(void **state)
@@ -263,6 +286,7 @@ int main(void)
     close(mkstemp(path));
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_was_written_is_read),
+        cmocka_unit_test(a_closed_one_is_nobodys),
         cmocka_unit_test(rows_that_were_left_out),
         cmocka_unit_test(very_many_rows_that_were_left_out),
         cmocka_unit_test(one_that_cannot_be_made),
