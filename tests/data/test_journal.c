@@ -285,14 +285,10 @@ int main(void)
 {
     close(mkstemp(path));
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(what_was_written_is_read),
-        cmocka_unit_test(a_closed_one_is_nobodys),
-        cmocka_unit_test(rows_that_were_left_out),
-        cmocka_unit_test(very_many_rows_that_were_left_out),
-        cmocka_unit_test(one_that_cannot_be_made),
-        cmocka_unit_test(torn_anywhere),
-        cmocka_unit_test(changed_anywhere),
-        cmocka_unit_test(files_of_others_are_refused),
+        cmocka_unit_test(what_was_written_is_read), cmocka_unit_test(a_closed_one_is_nobodys),
+        cmocka_unit_test(rows_that_were_left_out),  cmocka_unit_test(very_many_rows_that_were_left_out),
+        cmocka_unit_test(one_that_cannot_be_made),  cmocka_unit_test(torn_anywhere),
+        cmocka_unit_test(changed_anywhere),         cmocka_unit_test(files_of_others_are_refused),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     unlink(path);
