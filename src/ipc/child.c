@@ -7,6 +7,8 @@
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -125,4 +127,15 @@ bool child_die_with(pid_t parent)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     return getppid() == parent; /* it may have died before the line above */
+}
+
+bool child_is_worker(pid_t pid)
+{
+    char path[64], name[16] = "";
+    snprintf(path, sizeof path, "/proc/%d/comm", (int)pid);
+    FILE *f = fopen(path, "re");
+    bool read = f && fgets(name, sizeof name, f);
+    if (f)
+        fclose(f);
+    return read && strncmp(name, "dpinfer-worker", 14) == 0;
 }

@@ -25,6 +25,9 @@ bool child_ended(child *c, int64_t deadline_ns, int *exit_signal, int *exit_code
 /* SIGKILL; harmless when it has ended. */
 void child_kill(const child *c);
 
+/* Whether a process runs the worker program, by its name. */
+bool child_is_worker(pid_t pid);
+
 /* In the child, first of all: dies with its parent thread; false when `parent` is gone already. */
 bool child_die_with(pid_t parent);
 

@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "ipc/child.h"
 #include "ipc/claim.h"
 
 #include "dpi_build.h"
@@ -188,18 +189,6 @@ static watched_session *add_session(search *all)
     return s;
 }
 
-/* Of another version it is not known who the caller is; by their name workers are not. */
-static bool is_worker(pid_t pid)
-{
-    char path[64], name[16] = "";
-    snprintf(path, sizeof path, "/proc/%d/comm", (int)pid);
-    FILE *f = fopen(path, "re");
-    bool read = f && fgets(name, sizeof name, f);
-    if (f)
-        fclose(f);
-    return read && strncmp(name, "dpinfer-worker", 14) == 0;
-}
-
 /* The session whose control memory this descriptor is, if `pid` is its caller: workers have one too. */
 static void take_control(search *all, pid_t pid, int folder, const char *name)
 {
@@ -219,7 +208,9 @@ static void take_control(search *all, pid_t pid, int folder, const char *name)
     if (ours && !map_fd(folder, name, inode, sizeof(control), &v))
         return;
     c = v.at;
-    watched_session *s = (other_build ? !is_worker(pid) : c->board.pid == (uint32_t)pid) ? add_session(all) : NULL;
+    /* Of another version it is not known who the caller is; by their name workers are not. */
+    watched_session *s =
+        (other_build ? !child_is_worker(pid) : c->board.pid == (uint32_t)pid) ? add_session(all) : NULL;
     if (s) {
         s->pid = pid;
         s->inode = inode;

@@ -2,6 +2,7 @@
 #include "play.h"
 
 #include "base/clock.h"
+#include "ipc/child.h"
 
 #include "api/sim_kit.h"
 
@@ -9,27 +10,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* posix_spawn waits, as vfork does, until its child has become the worker program: one that is stopped before that
- * stops the supervisor with it, until somebody lets it go on. Nothing can be done about that from inside. */
-static bool is_worker_program(pid_t pid)
-{
-    char path[64], name[32] = "";
-    snprintf(path, sizeof path, "/proc/%d/comm", (int)pid);
-    FILE *f = fopen(path, "re");
-    bool read = f && fgets(name, sizeof name, f);
-    if (f)
-        fclose(f);
-    return read && strncmp(name, "dpinfer-worker", 14) == 0;
-}
-
 /* Our children are workers and nothing else. One that is reaped between the look and the kill is missed: its number is
- * not given out again so soon. */
+ * not given out again so soon. posix_spawn waits, as vfork does, until its child has become the worker program: one
+ * that is stopped before that stops the supervisor with it, until somebody lets it go on, and nothing can be done about
+ * that. */
 static void send_one(play *y, int signal_number, uint64_t *c)
 {
     pid_t pids[2 * PLAN_SEATS];
     size_t count = kit_children(pids, 2 * PLAN_SEATS);
     pid_t pid = count ? pids[chance_below(c, (unsigned)count)] : -1;
-    if (pid < 0 || (signal_number == SIGSTOP && !is_worker_program(pid)) || kill(pid, signal_number) != 0)
+    if (pid < 0 || (signal_number == SIGSTOP && !child_is_worker(pid)) || kill(pid, signal_number) != 0)
         return;
     y->killed++;
     y->r->faults[signal_number == SIGKILL   ? FAULT_KILLED
