@@ -146,11 +146,5 @@ dpi_status bench_write_json(const cli_options *o, const bench_report *r, json_t 
     json_t *json =
         json_pack("{s:o, s:O, s:s, s:o, s:O, s:o, s:O*}", "machine", cli_machine_json(), "command", o->command, "model",
                   o->model, "backend", backend, "engine_alone", r->alone, "rows", rows, "scaling", r->curve);
-    if (!o->json_path) {
-        cli_print_json(json);
-        return DPI_OK;
-    }
-    bool written = json_dump_file(json, o->json_path, JSON_INDENT(2) | JSON_REAL_PRECISION(9)) == 0;
-    json_decref(json);
-    return written ? DPI_OK : error_set(error, DPI_E_IO, "cannot write %s", o->json_path);
+    return cli_write_json(o->json_path, json, error);
 }

@@ -56,6 +56,8 @@ void cli_free(cli_options *o);
 int cli_fail(const dpi_error *error);
 /* Prints a JSON value (stolen) to standard output. */
 void cli_print_json(json_t *json);
+/* Writes a JSON value (stolen) to where --json says: a file, or standard output. */
+dpi_status cli_write_json(const char *path, json_t *json, dpi_error *error);
 /* "1,234,567" */
 const char *cli_grouped(uint64_t number, char buffer[32]);
 

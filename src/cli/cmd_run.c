@@ -56,7 +56,8 @@ static const char help[] =
     "    nothing. The exit code is 130 or 143 after a signal, 1 after a failure; the message says how many rows\n"
     "    are kept.\n"
     "Where and how\n"
-    "    --devices LIST            auto (default), cpu:0, cpu:0-3,8, cpu:all, cpu:numa0, cuda:0, cuda:GPU-uuid, sim:0;\n"
+    "    --devices LIST            auto (default), cpu:0, cpu:0-3,8, cpu:all, cpu:numa0, cuda:0, cuda:GPU-uuid, "
+    "sim:0;\n"
     "                              KIND:WHAT*2 is two workers\n"
     "    --batch N|auto            rows per device and engine call (64); auto measures which is best\n"
     "    --split N,N,...           fixed shares of each batch, one per device, instead of learnt ones; --total-batch "
@@ -75,7 +76,8 @@ static const char help[] =
     "                              are NaN or 0 and the exit code is 3; --max-bad-rows N of them (1000) are too many\n"
     "    --max-deaths N            of a device in a row until it is given up (5)\n"
     "    --events FILE             what happens, one JSON object a line: started, compiled, died (signal, last log\n"
-    "                              lines), replayed, retired, added, removed, spoilt, bad_row, resumed (docs/reliability.md)\n"
+    "                              lines), replayed, retired, added, removed, spoilt, bad_row, resumed "
+    "(docs/reliability.md)\n"
     "    --slice-timeout S, --compile-timeout S    when a worker counts as hanging\n"
     "    --cache-dir DIR, --no-cache               the engine cache\n"
     "    --worker-memory SIZE      most memory of each worker's own, as 4GiB\n"
@@ -272,13 +274,7 @@ static dpi_status report(const cli_options *o, const dpi_description *d, const d
         return error_set(error, DPI_E_SYSTEM, "out of memory");
     if (o->accuracy)
         json_object_set_new(json, "accuracy", json_real(share));
-    if (!o->json_path) {
-        cli_print_json(json);
-        return DPI_OK;
-    }
-    bool written = json_dump_file(json, o->json_path, JSON_INDENT(2) | JSON_REAL_PRECISION(9)) == 0;
-    json_decref(json);
-    return written ? DPI_OK : error_set(error, DPI_E_IO, "cannot write %s", o->json_path);
+    return cli_write_json(o->json_path, json, error);
 }
 
 static void write_event(void *context, const char *json)

@@ -26,6 +26,17 @@ void cli_print_json(json_t *json)
     json_decref(json);
 }
 
+dpi_status cli_write_json(const char *path, json_t *json, dpi_error *error)
+{
+    if (!path) {
+        cli_print_json(json);
+        return DPI_OK;
+    }
+    bool written = json_dump_file(json, path, JSON_INDENT(2) | JSON_REAL_PRECISION(9)) == 0;
+    json_decref(json);
+    return written ? DPI_OK : error_set(error, DPI_E_IO, "cannot write %s", path);
+}
+
 const char *cli_grouped(uint64_t number, char buffer[32])
 {
     char plain[32];
