@@ -34,6 +34,7 @@ void batch_done_slices(const dpi_session *s, int slot, uint32_t sequence, uint32
     }
     if (inside && go_on)
         each(context, first, slices < LAYOUT_SLICES ? slices : LAYOUT_SLICES);
+    /* A slot becomes another batch's once all its words were terminal. */
     if (terminal)
-        *terminal = all;
+        *terminal = all || (slot >= 0 && atomic_load(&s->control->batches[slot].sequence) != sequence);
 }

@@ -465,8 +465,6 @@ static dpi_status drain_chunks(run *r, dpi_error *error)
         while (!terminal && !atomic_load(&r->s->failed)) {
             cancel_chunks(r);
             batch_done_slices(r->s, chunk->slot, chunk->sequence, slices_of(r, chunk), ignore_slices, NULL, &terminal);
-            /* A slot is another batch's once all its words were terminal. */
-            terminal |= atomic_load(&r->s->control->batches[chunk->slot].sequence) != chunk->sequence;
             if (!terminal)
                 clock_sleep_until_ns(clock_now_ns() + 2000000);
         }

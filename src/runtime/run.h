@@ -34,7 +34,8 @@ typedef struct run {
     uint64_t first_row, rows, chunk_rows;
     uint32_t job;
     bool has_text, dear; /* dear: a source's rows are to load */
-    bool in_order; /* rows come through the outputs arena and are written here, in order: text, take_rows, or strict isolation */
+    bool in_order; /* rows come through the outputs arena and are written here, in order: text, take_rows, or strict
+                      isolation */
     int64_t began_ns, shown_ns, written_back_ns;
     uint64_t *base_rows, *worker_rows; /* rows of each worker before the run, and since */
     bool cancelled, bad_rows;
@@ -88,7 +89,8 @@ dpi_status run_hand_over(run *r, const run_chunk *chunk, uint64_t begin, uint64_
 /* Where the words of a chunk stand. */
 void batch_where(dpi_session *s, dpi_ticket ticket, int *slot, uint32_t *sequence);
 /* Calls for each run of consecutive slices of a chunk that are DONE, `slices` of them in all; stops when it says false.
- * `terminal` (may be NULL): whether every slice is DONE or BAD. Words of another batch count as neither. */
+ * `terminal` (may be NULL): whether every slice is DONE or BAD, or was: the slot is another batch's by now. Words of
+ * another batch count as neither. */
 void batch_done_slices(const dpi_session *s, int slot, uint32_t sequence, uint32_t slices,
                        bool (*each)(void *context, uint32_t first, uint32_t end), void *context, bool *terminal);
 
