@@ -1,15 +1,15 @@
 #include "runtime/courier.h"
 
 #include "base/clock.h"
+#include "base/file.h"
+#include "base/own_thread.h"
 #include "runtime/loader.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <unistd.h>
 
 #define WAIT_NS 100000000 /* by a worker's lies a ring may be lost, which costs this much, never a hang */
@@ -42,16 +42,10 @@ struct courier {
 /* By pread: the caller need not map what a worker can write, and memory that was never written costs nothing. */
 static dpi_status bring_bytes(const dpi_session *s, size_t w, uint64_t at, uint64_t bytes, dpi_error *error)
 {
-    while (bytes) {
-        ssize_t got = pread(s->workers[w].private_fd, arena_at(s->outputs, at), bytes, (off_t)at);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0)
-            return error_set_errno(error, DPI_E_SYSTEM, got ? errno : EIO, "cannot take over the rows of a slice");
-        at += (uint64_t)got;
-        bytes -= (uint64_t)got;
-    }
-    return DPI_OK;
+    dpi_error why;
+    return file_read_at(s->workers[w].private_fd, arena_at(s->outputs, at), bytes, at, "a worker's memory", &why)
+               ? error_set(error, DPI_E_SYSTEM, "cannot take over the rows of a slice: %s", why.message)
+               : DPI_OK;
 }
 
 dpi_status courier_bring(dpi_session *s, size_t w, uint32_t slot, uint64_t first_row, uint64_t rows, dpi_error *error)
@@ -198,10 +192,7 @@ static void give_back(courier *c)
 static void *courier_main(void *argument)
 {
     courier *c = argument;
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, NULL); /* the program's signals are for its own threads */
-    prctl(PR_SET_NAME, "dpinfer-courier");
+    own_thread_begin("dpinfer-courier");
     for (;;) {
         uint32_t seen = atomic_load(&c->in->bell); /* before all that it is rung for */
         if (atomic_load(&c->quit) || atomic_load(&c->breach))

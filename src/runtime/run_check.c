@@ -2,13 +2,13 @@
 
 #include "base/crew.h"
 #include "base/file.h"
+#include "base/own_thread.h"
 #include "base/tensor.h"
 #include "base/topology.h"
 #include "data/zip.h"
 
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <time.h>
@@ -95,9 +95,7 @@ static dpi_status check_source(run_check *c, crew *helpers, const source *s, dpi
 static void *check_all(void *context)
 {
     run_check *c = context;
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, NULL); /* the program's signals are for its own threads; helpers inherit it */
+    own_thread_begin("dpinfer-check");
     setpriority(PRIO_PROCESS, (id_t)gettid(), NICE); /* helpers inherit it; advice: a failure changes nothing */
     crew *helpers = c->threads > 1 ? crew_new(c->threads - 1) : NULL;
     dpi_status status = DPI_OK;

@@ -1,8 +1,9 @@
-/* The supervisor, a thread of ours in the caller's process: has workers started, reads what they say, notices when they die or
- * hang. What becomes of their work is recovery.c's. */
+/* The supervisor, a thread of ours in the caller's process: has workers started, reads what they say, notices when they
+ * die or hang. What becomes of their work is recovery.c's. */
 #include "runtime/supervisor.h"
 
 #include "base/clock.h"
+#include "base/own_thread.h"
 #include "runtime/batch.h"
 #include "runtime/courier.h"
 #include "runtime/events.h"
@@ -15,7 +16,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/prctl.h>
 #include <unistd.h>
 
 #define TICK_MS       100
@@ -470,10 +470,7 @@ static int patience_ms(const dpi_session *s)
 static void *supervisor_main(void *argument)
 {
     dpi_session *s = argument;
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, NULL); /* the program's signals are for its own threads */
-    prctl(PR_SET_NAME, "dpinfer");
+    own_thread_begin("dpinfer");
     supervisor_start_all(s);
     struct pollfd *fds = calloc(1 + 3 * LAYOUT_WORKERS, sizeof *fds);
     int64_t last_ns = clock_now_ns();

@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/own_thread.h"
 #include "base/text.h"
 #include "ipc/trace_ring.h"
 
@@ -171,6 +172,7 @@ static void look(tracer *t)
 static void *look_often(void *context)
 {
     tracer *t = context;
+    own_thread_begin("dpinfer-tracer");
     pthread_mutex_lock(&t->lock);
     while (!t->quit) {
         struct timespec until;
